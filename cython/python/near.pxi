@@ -181,10 +181,10 @@ cdef class NearCore:
     def get(self, key, default=None):
         """Return the value of key, or default if the server has none.
 
-        The value comes from this host's memory if it is there and fresh enough, else from the
-        server, which is asked once for all processes and threads of the host. The value is one that
-        the key had at the server at some moment not longer than max_stale before the call (N1). A
-        hit never waits, and costs about 0.2 microseconds; a miss costs a round trip.
+        The value comes from this machine's memory if it is there and fresh enough, else from the
+        server, which is asked once for all processes and threads of the machine. The value is one
+        that the key had at the server at some moment not longer than max_stale before the call
+        (N1). A hit never waits, and costs about 0.2 microseconds; a miss costs a round trip.
 
         Raises what the client raises, Unavailable (on_outage="raise"), TypeError (the key is
         neither str nor bytes), what decoding the value raises, MapClosed.

@@ -27,7 +27,7 @@ _READY_WAIT = 5.0  # seconds that on_outage="raise" gives the first tracker
 
 
 class NearCache(ClosingMethods, NearCoroutines):
-    """The hot keys of a server in the memory of this host, one copy for all its processes.
+    """The hot keys of a server in the memory of this machine, one copy for all its processes.
 
     All processes that make a NearCache of the same source share it. One of them, the tracker, has a
     connection to each node, through which the server reports changes; if it dies, another one takes
@@ -37,8 +37,8 @@ class NearCache(ClosingMethods, NearCoroutines):
     The promise (N1): a read that begins at t returns a value that the key had at its server at some
     moment at or after t - max_stale, or it raises; this holds whichever process is killed or
     stopped and whichever connection is cut. After a write through the cache has returned, every
-    process of the host reads its value or a newer one (N3). Reads are not linearizable with writes
-    of other hosts; where they must be, ask the server.
+    process of the machine reads its value or a newer one (N3). Reads are not linearizable with
+    writes of other machines; where they must be, ask the server.
 
     Threads may share it, and so may processes after a fork: a child may become the tracker, too.
     """
@@ -260,12 +260,12 @@ class NearCache(ClosingMethods, NearCoroutines):
         nx: bool = False,
         xx: bool = False,
     ) -> bool:
-        """Store a value at the server, and forget the key here; return whether the value was
+        """Store a value at the server, and remove the key here; return whether the value was
         stored.
 
         ttl: seconds; None: without limit. nx: only if the server has no value for the key; xx: only
-        if it has one. After this has returned, every process of the host reads this value or a
-        newer one (N3). The value is not put into the cache, since another host may already have
+        if it has one. After this has returned, every process of the machine reads this value or a
+        newer one (N3). The value is not put into the cache, since another machine may already have
         stored a newer one.
 
         Raises what the client and encoding raise, LockTimeout (the value is stored at the server).
@@ -291,7 +291,7 @@ class NearCache(ClosingMethods, NearCoroutines):
             self._forget(raw)
 
     def invalidate(self, *keys: str | bytes) -> None:
-        """Forget keys here, in all processes of the host: the next read asks the server.
+        """Remove keys here, for all processes of the machine: the next read asks the server.
 
         Raises TypeError (a key that is neither str nor bytes), LockTimeout, MapClosed.
         """
@@ -299,7 +299,7 @@ class NearCache(ClosingMethods, NearCoroutines):
         self._forget([raw_of(key) for key in keys])
 
     def clear(self) -> None:
-        """Forget every value here, in all processes of the host. Costs a store for each node.
+        """Discard every value here, for all processes of the machine. Costs a store for each node.
 
         Raises LockTimeout.
         """
@@ -312,8 +312,8 @@ class NearCache(ClosingMethods, NearCoroutines):
     ) -> Any:
         """Return the value of key; if the server has none, store make() there and return it.
 
-        Only one process or thread of this host makes a value at a time. If another host has stored
-        a value first, that value is returned. ttl: as for set().
+        Only one process or thread of this machine makes a value at a time. If another machine has
+        stored a value first, that value is returned. ttl: as for set().
 
         Raises what make(), get() and set() raise.
         """
@@ -342,7 +342,7 @@ class NearCache(ClosingMethods, NearCoroutines):
     # Figures.
 
     def age(self) -> float:
-        """Seconds since the moment before which this host knows every change: the bound of N1 now.
+        """Seconds since the moment before which this machine knows every change: the bound of N1.
 
         inf: nothing is known, or no tracker has reported yet. Costs a read of each node's line.
 

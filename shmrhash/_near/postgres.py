@@ -59,7 +59,7 @@ class PostgresSource:
     questions. timeout: seconds after which a server that does not answer is given up.
 
     The tables are the program's to write: set() and delete() of the near cache raise Unsupported.
-    After a commit, invalidate() forgets a key in all processes of the host at once.
+    After a commit, invalidate() forgets a key in all processes of the machine at once.
 
     Raises InvalidArgument.
     """

@@ -45,7 +45,7 @@ class Probe(NamedTuple):
 
 
 class Nodes(Protocol):
-    """The numbers of nodes, the same in all processes of the host. A near cache has them."""
+    """The numbers of nodes, the same in all processes of the machine. A near cache has them."""
 
     def number(self, identity: bytes) -> int:
         """The number of the node with this identity; -1: there are too many nodes.
@@ -62,8 +62,8 @@ class Nodes(Protocol):
 class Sink(Protocol):
     """Where a watcher tells what it hears. All calls for one node come from one thread at a time.
 
-    Each returns when what it says is visible to every reader of the host. Each may raise Deposed:
-    another process tracks; then watch() has to end, as it does with the errors of its own.
+    Each returns when what it says is visible to every reader of the machine. Each may raise
+    Deposed: another process tracks; then watch() has to end, as it does with its own errors.
     """
 
     def began(self, node: int) -> None:
@@ -93,7 +93,7 @@ class Sink(Protocol):
 
 
 class Source(Protocol):
-    """A server, a cluster or a database, as the processes of one host use it.
+    """A server, a cluster or a database, as the processes of one machine use it.
 
     One object serves all threads of a process. After a fork the child uses the object it inherits,
     which then makes connections of its own, and leaves those of its parent alone.

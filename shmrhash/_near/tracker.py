@@ -1,4 +1,4 @@
-"""The tracker: the one process of a host that watches a server, and those that stand by.
+"""The tracker: the one process of a machine that watches a server, and those that stand by.
 
 Each process has a thread that asks for the office: a claim on TURN_PLACE among the entries. One has
 it. If that process is killed its claim is free, and one that stands by takes it within 50 ms. If it
