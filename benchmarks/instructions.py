@@ -1,6 +1,7 @@
 """How many instructions the core's operations execute, compared with a committed baseline.
 
     python benchmarks/instructions.py [--renew] [--json FILE]
+    python benchmarks/instructions.py --table
 
 A guard against regressions that does not depend on the load of the machine: valgrind's callgrind
 counts what the native loops of _bench.pyx execute, without Python. The counts depend on the
@@ -9,9 +10,9 @@ entry nothing is compared, and the reason is printed. They depend on little else
 seeds of its own, which changes them by half a percent. More than TOLERANCE above the baseline is a
 regression.
 
---renew writes the counts into the baseline and, if the compiler is that of DOCUMENTED, into the
-table of docs/performance/index.md, which has no other source. Do so in the commit that changes
-them.
+--renew writes the counts into the baseline and into the table of docs/performance/index.md, which
+shows the baseline of DOCUMENTED. Do so in the commit that changes them. --table counts nothing and
+writes the table only, for example after a merge of two baselines.
 Needs valgrind, Cython and a C compiler. tests/house/test_bench.py runs it.
 """
 
@@ -149,8 +150,12 @@ def renew(counts):
     baselines = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     baselines[compiled_by()] = counts
     BASELINE.write_text(json.dumps(baselines, indent=1, sort_keys=True) + "\n")
-    if compiled_by() == DOCUMENTED:
-        PAGE.write_text(TABLE.sub(lambda _: table_of(counts), PAGE.read_text()))
+    write_table()
+
+
+def write_table():
+    counts = json.loads(BASELINE.read_text())[DOCUMENTED]
+    PAGE.write_text(TABLE.sub(lambda _: table_of(counts), PAGE.read_text()))
 
 
 def table_of(counts):
@@ -166,11 +171,15 @@ def table_of(counts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--renew", action="store_true", help="write the baseline")
+    parser.add_argument("--table", action="store_true", help="write the table from the baseline")
     parser.add_argument("--steps", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", metavar="FILE", help="write facts and rows here as well")
     options = parser.parse_args()
     if options.steps:
         run_steps()
+        return
+    if options.table:
+        write_table()
         return
     facts = machine() | {"compiled_by": compiled_by(), "tolerance": TOLERANCE}
     print_facts(facts)
