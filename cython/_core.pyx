@@ -29,7 +29,9 @@ from machine.atomics cimport (
     fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
     load_relaxed_u16, store_relaxed_u16,
 )
-from machine.gil cimport FREE_THREADED, ONE_LESS, count_add, count_of, state_lock, state_unlock
+from machine.gil cimport (
+    FREE_THREADED, ONE_LESS, count_add, count_of, state_install, state_lock, state_unlock,
+)
 from machine.system cimport (
     close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
     MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE, futex_sleep,

@@ -8,8 +8,11 @@
  *
  * The state lock is recursive. A thread that holds it runs no Python, frees no object and keeps its
  * thread state attached: so a thread may wait for it without letting go of its own, and
- * os.fork(), for which Python stops all threads that are attached, finds it free. The child of a C
- * library's fork begins with a free one, too. */
+ * os.fork(), for which Python stops all threads that are attached, finds it free. For a C library's
+ * fork, which stops nobody, it is taken in the prepare handler: so a child never finds what it
+ * protects half changed. Its holder may wait for the mutexes of fork_guard.h, privates.h and the
+ * listeners; none of their holders waits for it. So fork takes it before those: its handlers are
+ * installed behind theirs, since the last prepare handler runs first. */
 #ifndef SHMRHASH_GIL_H
 #define SHMRHASH_GIL_H
 
@@ -39,6 +42,27 @@ static inline void shm_state_forget(void)
 {
     shm_state_depth = 0;
     pthread_mutex_init(&shm_state_mutex, NULL);
+}
+
+static void shm_state_before_fork(void)
+{
+    shm_state_lock();
+}
+
+static void shm_state_after_fork(void)
+{
+    shm_state_unlock();
+}
+
+/* Called when the module is imported, behind the other installations of handlers. Returns 0, or the
+ * error of pthread_atfork. The child's handler is generation_of_child (generation.h). */
+static inline int shm_state_install(void)
+{
+    static int installed = 0;
+    if (installed)
+        return 0;
+    installed = 1;
+    return pthread_atfork(shm_state_before_fork, shm_state_after_fork, NULL);
 }
 
 /* Adds to a count of this process, and returns the sum. Sequentially consistent, with a fence: an
@@ -73,6 +97,11 @@ static inline void shm_state_unlock(void)
 
 static inline void shm_state_forget(void)
 {
+}
+
+static inline int shm_state_install(void)
+{
+    return 0;
 }
 
 static inline uint64_t shm_count_add(uint64_t *count, uint64_t more)

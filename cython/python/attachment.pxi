@@ -38,19 +38,28 @@ cdef class Attachment:
         self.child.fd = -1
 
     def __dealloc__(self):
-        state_lock()
-        listener_stop(&self.listener, process_generation)
-        ears_forget(&self.listener, process_generation)
-        state_unlock()
+        self.stop_listening()
         if self.map.base != NULL:
             privates_forget(self.map.base, self.map.segment_bytes)
             if keeps_pins(self):
                 self.map.local.registered = 0  # the process keeps the slot until it ends
             attach_end(&self.map, &self.standing)
-            if self.reader_page:
-                munmap(<void *> self.reader_page, PAGE_BYTES)
+        self.close_file()
+
+    cdef void stop_listening(self) noexcept:
+        state_lock()
+        listener_stop(&self.listener, process_generation)
+        ears_forget(&self.listener, process_generation)
+        state_unlock()
+
+    cdef void close_file(self) noexcept:
+        """Give back the descriptor, and what keeps READER_BYTE. No operation is under way."""
+        if self.reader_page:
+            munmap(<void *> self.reader_page, PAGE_BYTES)
+            self.reader_page = 0
         if is_segment(&self.map, self.map.fd):     # else the program has closed and reused it
             close_fd(self.map.fd)
+        self.map.fd = -1
 
     cdef announce_reader(self, MapHandle handle):
         """Hold READER_BYTE shared, by a mapping, as long as this address space exists: no releaser
@@ -252,6 +261,31 @@ cdef void attachment_leave(MapHandle handle) noexcept:
     state_unlock()
 
 
+cdef void descriptor_drop(MapHandle handle) noexcept:
+    """The handle uses no descriptor any more."""
+    if handle.map.fd != (<Attachment> handle.attachment).map.fd and is_segment(
+            &handle.map, handle.map.fd):
+        close_fd(handle.map.fd)                # reopened after the program had closed it
+    handle.map.fd = -1
+
+
+cdef void attachment_retire(MapHandle handle) noexcept:
+    """Without a GIL, when a closed handle has no operation and no view any more: attachment_leave(),
+    and give back what detach() would, but not the mapping. Another thread may be reading a figure
+    there, so it stays until the handle is freed. Of several threads that come here, one does it."""
+    cdef Attachment left = <Attachment> handle.attachment
+    attachment_leave(handle)
+    state_lock()
+    if not handle.is_retired:
+        handle.is_retired = True
+        descriptor_drop(handle)
+        attachment_drop(left)
+        if left.handles == 0:                  # it is off the list: nobody finds it again
+            left.stop_listening()
+            left.close_file()
+    state_unlock()
+
+
 cdef void detach(MapHandle handle) noexcept:
     """attachment_leave(), and release the mapping, into which nothing of the handle may point any
     more."""
@@ -260,12 +294,11 @@ cdef void detach(MapHandle handle) noexcept:
         return
     attachment_leave(handle)
     left = <Attachment> handle.attachment
-    if handle.map.fd != left.map.fd and is_segment(&handle.map, handle.map.fd):
-        close_fd(handle.map.fd)                # reopened after the program had closed it
-    handle.map.fd = -1
+    descriptor_drop(handle)
     handle.map.base = NULL
     handle.map.local = NULL
     handle.standing = NULL
     handle.attachment = NULL
-    attachment_drop(left)
+    if not handle.is_retired:
+        attachment_drop(left)
     Py_DECREF(left)

@@ -58,14 +58,17 @@ cdef inline void detach_if_idle(MapHandle handle) noexcept:
 
     Of the operations under way at a fork, those of the forking thread return in the child and
     those of other threads do not; the handle cannot tell the two apart. So while it has
-    inherited operations the mapping stays, but slot and contexts are given back. Without a GIL it
-    stays until the handle is freed: another thread may be looking at a figure in it."""
+    inherited operations the mapping stays, but slot and contexts are given back."""
     if unlikely(handle.is_closed and count_of(&handle.views) == 0
                 and count_of(&handle.in_flight) == 0):
-        if not FREE_THREADED and handle.inherited == 0:
-            detach(handle)
-        elif handle.attachment != NULL:
+        if handle.attachment == NULL:
+            return
+        if handle.inherited != 0:
             attachment_leave(handle)
+        elif FREE_THREADED:
+            attachment_retire(handle)
+        else:
+            detach(handle)
 
 
 cdef inline void begin_use(MapHandle handle, Op *op) noexcept:
@@ -276,12 +279,32 @@ cdef inline int enter_to_modify(MapHandle handle, Op *op) except -1:
     return enter_to_write(handle, op)
 
 
+cdef int begin_looking(MapHandle handle, Op *op) except -1:
+    """Keep the mapping and the descriptor until end_use(), for a look that needs no context."""
+    begin_use(handle, op)                      # first, so that close() sees it
+    if handle.is_closed:
+        end_use(handle)
+        expect_open(handle)
+    return 0
+
+
+cdef bint has_context(MapHandle handle, Op *op) except -1:
+    """Whether a handle that only reads can have a context."""
+    if FREE_THREADED:
+        begin_use(handle, op)                  # so that close() sees it
+    try:
+        expect_open(handle)
+        return handle.map.local.idle_context != 0 or reader_has_context(handle)
+    finally:
+        if FREE_THREADED:
+            end_use(handle)
+
+
 cdef int enter_to_look(MapHandle handle, Op *op) except -1:
     """enter_to_read for figures rather than entries: a write-only handle may read these."""
     if not handle.map.read_only:
         return enter(handle, op)
-    expect_open(handle)
-    if handle.map.local.idle_context != 0 or reader_has_context(handle):
+    if has_context(handle, op):
         return enter(handle, op)
     op.map = &handle.map
     op.context = NULL

@@ -9,6 +9,15 @@ cdef object processes_in(MapHandle handle):
     """{index, pid, command, attached_ns, alive, here, reads, operations, waits} of each used slot,
     except those of processes that ended by themselves, which recovery gives back. here: the slot is
     that of this handle; a child of fork has one once it has written."""
+    cdef Op op
+    begin_looking(handle, &op)
+    try:
+        return processes_found(handle)
+    finally:
+        end_use(handle)
+
+
+cdef list processes_found(MapHandle handle):
     cdef uint64_t index, at, claim
     cdef bint gone
     cdef uint64_t contexts = contexts_usable(&handle.map)
@@ -198,8 +207,10 @@ cdef object recover_dead(MapHandle handle):
 cdef object descriptor_of(MapHandle handle):
     """The segment's descriptor, for fstat; the handle still owns it. Raises SystemFailure."""
     cdef int fd
-    expect_open(handle)
+    cdef Op op
+    begin_looking(handle, &op)
     fd = segment_fd(&handle.map)
+    end_use(handle)
     if fd < 0:
         raise _errors.SystemFailure(
             f"map {handle.name!r}: the program closed its descriptor, and the file cannot be "

@@ -29,6 +29,7 @@ cdef class MapHandle:
     cdef bint is_user              # counted in attachment.users
     cdef readonly str name
     cdef bint is_closed
+    cdef bint is_retired           # see attachment_retire
     cdef readonly bint write_only
     cdef Reads reads
     cdef bint writes_oddly         # it may not write, is a space's, or membarrier is refused

@@ -32,14 +32,18 @@ cdef class Notifier:
     cdef readonly bint late        # moved() has told of all bells: a slice is over
 
     def __cinit__(self, MapHandle handle not None):
-        cdef Listener *listener
+        cdef Op op
         self.ear.fd = -1
         expect_open(handle)
         self.generation = process_generation
         self.ear.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.ear.fd < 0:
             raise _errors.SystemFailure(f"map {handle.name!r}: eventfd: {os_error()}")
-        listener = &(<Attachment> handle.attachment).listener
+        begin_looking(handle, &op)             # an ear that is open is closed by attachment_retire
+        self._open(&(<Attachment> handle.attachment).listener, handle)
+        end_use(handle)
+
+    cdef void _open(self, Listener *listener, MapHandle handle) noexcept:
         state_lock()
         listener_prepare(listener, &(<Attachment> handle.attachment).map, process_generation)
         ear_open(&self.ear, listener)

@@ -23,7 +23,7 @@ cdef extern from "machine/privates.h" nogil:
     void private_share(uint64_t *word, uint64_t *place) noexcept
     void privates_forget(const void *base, uint64_t size) noexcept
 
-if privates_install() != 0:
+if privates_install() != 0 or state_install() != 0:     # in this order: see gil.h
     raise MemoryError()
 
 cdef enum:

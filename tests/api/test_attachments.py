@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.children import in_child
+from support.descriptors import descriptors_of
 
 import shmrhash
 from shmrhash import RHashMap, SharedDict
@@ -26,16 +27,6 @@ def mappings(file):
         start, _, end = line.split()[0].partition("-")
         if line.split()[3:5] == [device, str(file.st_ino)] and int(end, 16) - int(start, 16) > 4096:
             found += 1
-    return found
-
-
-def descriptors(file):
-    found = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found += os.path.samestat(os.stat(f"/proc/self/fd/{name}"), file)
-        except FileNotFoundError:
-            continue  # the descriptor of the folder that is being listed
     return found
 
 
@@ -58,7 +49,7 @@ def test_many_handles_cost_one_mapping_and_one_slot(make_map, way):
     for number, handle in enumerate(handles):
         handle[number.to_bytes(8, "big")] = bytes(8)
     assert mappings(file_of(m)) == 1
-    assert descriptors(file_of(m)) == 1
+    assert descriptors_of(file_of(m)) == 1
     assert m.info()["processes"] == 1
     assert len(m) == COPIES + 1
 
@@ -98,7 +89,7 @@ def test_the_last_closed_handle_detaches_in_any_order(make_map):
     watcher.close()
     if HAS_GIL:  # else the mappings stay until the handles are freed (docs/operations.md)
         assert mappings(file) == 0
-    assert descriptors(file) == 0
+    assert descriptors_of(file) == 0
 
 
 def test_access_and_timeout_belong_to_each_handle(make_map):
