@@ -361,9 +361,9 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
         elif status == ABSENT and flag != UPDATE_EXIST:
             status = map_insert(op, value, &found, &any_depot)
         if status != RETRY:
-            break
+            return status
         status = map_find(op.map, op.hash, op.key, &found)
-    return status
+    return RETRY                               # OK of the last search says that nothing was done
 
 
 cdef inline Status map_apply(
@@ -385,9 +385,9 @@ cdef inline Status map_apply(
             if status == OK:
                 after[0] = read_tail(initial + field.offset, field.size)
         if status != RETRY:
-            break
+            return status
         status = map_find(op.map, op.hash, op.key, &found)
-    return status
+    return RETRY                               # OK of the last search says that nothing was done
 
 cdef inline Status map_swap(
         Op *op, const uint8_t *expected, const uint8_t *value, uint8_t *old,
