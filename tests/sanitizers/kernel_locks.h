@@ -17,6 +17,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <Python.h> /* says whether there is a GIL, which atomics.h asks */
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>
