@@ -17,6 +17,7 @@ from support.workers import run_together
 from shmrhash import Cache
 
 NEVER_S = 600
+LONG_S = 7000  # a busy machine may need it for 100,000 tries; what is judged is what they found
 TAKEN_OVER_S = 0.06  # a waiter looks at the owner at least every 50 ms
 POLLS = 10  # of a computation, which lets others delete its key
 POLL_S = 0.00005
@@ -198,7 +199,7 @@ def invalidate(gate, name, source, computing, tries):
     [
         200,
         pytest.param(2_000, marks=pytest.mark.thorough),
-        pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+        pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(LONG_S + 100)]),
     ],
 )
 def test_no_value_from_before_a_deletion_is_found(make_cache, tries):
@@ -208,7 +209,7 @@ def test_no_value_from_before_a_deletion_is_found(make_cache, tries):
     jobs = [(compute_all_the_time, cache.name, source, word) for word in computing]
 
     *_, found = run_together(
-        "fork", *jobs, (invalidate, cache.name, source, computing, tries), timeout_s=NEVER_S
+        "fork", *jobs, (invalidate, cache.name, source, computing, tries), timeout_s=LONG_S
     )
 
     print(f"{source[0]} deletions in {tries} computations; {found} values found")
