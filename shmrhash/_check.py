@@ -29,10 +29,17 @@ PROBLEMS = {
     15: "the table word is damaged: {0} buckets",
     16: "no private memory for the walk",
     17: "object {0} (index * 32 + class) is lost, or named twice",
-    18: "the budget of objects counts {0} pages that do not exist",
+    18: "the budget of objects counts {0} pages too many (if negative, too few)",
     19: "context {0} names a journal of which it is no member",
     20: "entry {0} (0: a clear() or a tag) has the number of an invalidation that never was",
 }
+
+_BUDGET = 18
+
+
+def _signed(problem: int, where: int) -> int:
+    """The number in a message: a difference of the budget has a sign, in 64 bits."""
+    return where - (1 << 64) if problem == _BUDGET and where >> 63 else where
 
 
 def check(
@@ -58,7 +65,8 @@ def check(
             break
     if problem and exact:
         raise SegmentCorrupt(
-            f"map {name!r}: {PROBLEMS[problem].format(where)}; entries already read are good, but "
+            f"map {name!r}: {PROBLEMS[problem].format(_signed(problem, where))}; entries already "
+            f"read are good, but "
             f"do not write to it: copy what you need, unlink and recreate it"
         )
     return {"exact": exact, **figures}

@@ -41,14 +41,15 @@ def patch(words):
     return write
 
 
-def test_check_finds_a_wrong_budget(words, patch):
+@pytest.mark.parametrize(("more", "said"), [(7, "7"), (-2, "-2")])
+def test_check_finds_a_wrong_budget(words, patch, more, said):
     """M1: check() counts the pages in use, and compares."""
     words[b"a"] = bytes(5000)
     words.check()
-    offset = objects_offset(words.handle)
-    patch(offset, 99 << 16)
+    pages = facts(words)["bytes_committed"] // mmap.PAGESIZE
+    patch(objects_offset(words.handle), pages + more << 16)
 
-    with pytest.raises(SegmentCorrupt, match="the budget of objects counts"):
+    with pytest.raises(SegmentCorrupt, match=f"the budget of objects counts {said} pages too many"):
         words.check()
 
 
