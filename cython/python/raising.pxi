@@ -123,8 +123,8 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
     if status == SYSTEM_ERROR:
         raise _errors.Error(
             f"map {handle.name!r}: this process cannot register: the file cannot be opened again "
-            f"({os_error()}), and /proc does not tell the PID namespace; use the map once before "
-            f"closing descriptors, changing the user or the root, or open it by name")
+            f"({os_error()}), and /proc does not tell the PID namespace; mount /proc, or use the "
+            f"map once before closing descriptors, changing the user or the root")
     raise _errors.SegmentCorrupt(
         f"map {handle.name!r}: the segment is damaged: no operation leaves such contents "
         f"(status {<int> status}); run check(), then unlink and recreate it")

@@ -3,6 +3,8 @@
 import errno
 import os
 import resource
+import subprocess
+import sys
 
 import pytest
 from support.children import in_child
@@ -50,6 +52,31 @@ def test_error_for_a_missing_directory_has_its_path(map_name, monkeypatch, maker
         maker(map_name)
     assert e.value.errno == errno.ENOENT
     assert isinstance(e.value, OSError)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "RHashMap.create(NAME, key_size=8, value_size=8, max_entries=9)",
+        "SharedDict(NAME, key=str, value=bytes)",
+        "SharedDict(key=str, value=bytes)",
+    ],
+)
+def test_error_without_proc_says_what_to_mount(map_name, call):
+    """A map gets its name through /proc, and a process registers through it."""
+    program = (
+        f"from shmrhash import *\nNAME = {map_name!r}\n"
+        f"try:\n    {call}\nexcept Error as error:\n    print(error)"
+    )
+    shell = 'mount --make-rprivate / && mount -t tmpfs tmpfs /proc && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", shell, "sh", sys.executable, "-c", program]
+
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+
+    if done.returncode and ("permitted" in done.stderr or "denied" in done.stderr):
+        pytest.skip("mounting is not permitted here")
+    assert "mount /proc" in done.stdout
+    assert not os.path.exists(segment_path(map_name))
 
 
 @each_maker
