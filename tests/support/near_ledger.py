@@ -10,6 +10,7 @@ A write that ended in an error may be executed, and even later than the next one
 never wrong.
 """
 
+import bisect
 import itertools
 import math
 import threading
@@ -28,9 +29,11 @@ class Version:
         self.is_lost = False
 
 
-def newest(past, fits):
-    """The number of the last of these versions that fits. The first, an absence, always does."""
-    return next(at for at in range(len(past) - 1, -1, -1) if fits(past[at]))
+def newest(past, fits, end=None):
+    """The number of the last of these versions, or of those before end, that fits. The first, an
+    absence, always does."""
+    last = (len(past) if end is None else end) - 1
+    return next(at for at in range(last, -1, -1) if fits(past[at]))
 
 
 class Ledger:
@@ -91,7 +94,8 @@ class Ledger:
         """A read of key that began at a moment has returned found, at another moment."""
         past = self.versions[key]
         if found is None:
-            number = newest(past, lambda each: each.is_deletion and each.began <= ended)
+            begun = bisect.bisect_right(past, ended, key=lambda each: each.began)
+            number = newest(past, lambda each: each.is_deletion, begun)
         else:
             owner, _, number = found.decode().rpartition("=")
             if owner != key or int(number) > past[-1].number:
