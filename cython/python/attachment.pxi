@@ -270,7 +270,7 @@ cdef void descriptor_drop(MapHandle handle) noexcept:
 
 
 cdef void attachment_retire(MapHandle handle) noexcept:
-    """Without a GIL, when a closed handle has no operation and no view any more: attachment_leave(),
+    """Without a GIL, when a closed handle has no operation and no view any more: attachment_leave,
     and give back what detach() would, but not the mapping. Another thread may be reading a figure
     there, so it stays until the handle is freed. Of several threads that come here, one does it."""
     cdef Attachment left = <Attachment> handle.attachment
