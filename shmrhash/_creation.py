@@ -43,7 +43,7 @@ _ENTRIES_MAX = 1 << 31
 _PRESIZE_MAX = 65535
 _MAX_BYTES_LEAST = 64 << 20
 _MAX_BYTES_USABLE = 64 << 10
-_MAX_BYTES_DEFAULT = 1 << 30  # at most: it reserves 99 GiB of addresses, of some 128 TiB
+_MAX_BYTES_DEFAULT = 640 << 20  # at most: it reserves 62 GiB of addresses, of some 128 TiB
 _DEPOTS_MAX = 256
 
 

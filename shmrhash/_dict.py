@@ -141,7 +141,7 @@ class SharedDict(
         name: None makes an anonymous dict. key, value: the declared types. max_entries: a hard
         limit; if given, it must equal that of an existing dict; a new one gets 2**20 by default.
         max_bytes: the limit for keys and values that are not in the entries, compared likewise;
-        None is as much as the file system has, and 1 GiB at most. ttl: seconds to live of the
+        None is as much as the file system has, and 640 MiB at most. ttl: seconds to live of the
         values that this handle stores. None uses the ttl that the dict was created with; if the
         dict is created now, its values live without limit and its entries have no room for a
         deadline. timeout: seconds an operation waits for a lock whose owner is alive; None waits

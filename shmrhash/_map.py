@@ -130,7 +130,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         is alive; None waits without limit. ephemeral: the last process to close the map removes its
         name; if all are killed, the next open() without read_only, or gc(), removes it. fields:
         special fields of the value: SpinLock, Timer, Kptr, Refcount. max_bytes: bytes that objects
-        (of Kptr fields) may take; None is as much as the file system has, and 1 GiB at most. 99
+        (of Kptr fields) may take; None is as much as the file system has, and 640 MiB at most. 99
         times as many addresses are reserved for them; memory is committed as objects are stored.
 
         The name appears when the map is complete: no process sees an incomplete map. Costs about

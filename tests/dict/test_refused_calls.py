@@ -336,7 +336,7 @@ def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, map_
         again.unlink()
 
 
-def test_a_dict_without_max_bytes_reserves_at_most_128_gib(make_dict):
+def test_a_dict_without_max_bytes_reserves_at_most_64_gib(make_dict):
     """Whatever size the file system has; with max_bytes= it can be more."""
     default = make_dict(key=str, value=bytes)
     larger = make_dict(key=str, value=bytes, max_bytes=8 << 30)
@@ -344,8 +344,8 @@ def test_a_dict_without_max_bytes_reserves_at_most_128_gib(make_dict):
     def reserved(d):
         return (creation_jobs.segment_folder() / d.name).stat().st_size
 
-    assert reserved(default) <= 128 << 30
-    assert reserved(larger) > 128 << 30
+    assert reserved(default) <= 64 << 30
+    assert reserved(larger) > 64 << 30
 
 
 def test_the_filter_of_these_tests_refuses_the_named_call(in_child):

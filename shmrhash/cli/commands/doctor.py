@@ -35,7 +35,7 @@ NOTE = "note"
 BAD = "bad"
 
 SIZE_SMALL = 256 << 20  # containers get 64 MB unless told otherwise
-ADDRESS_SPACE_MIN = 128 << 30  # creating a map reserves the addresses for all max_entries
+ADDRESS_SPACE_MIN = 64 << 30  # creating a map reserves the addresses for all max_entries
 MEMORY_PART_MAX = 0.9
 SYSTEM_USER_MAX = 999  # logind does not remove the segments of users up to this id
 
