@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 
 import shmrhash
 
-CODE = """
+# A new interpreter looks in the working directory first, where sources may lie.
+CODE = f"""
+import sys
+sys.path.insert(0, {str(Path(shmrhash.__file__).parent.parent)!r})
 try:
     import shmrhash
 except ImportError as error:
