@@ -12,10 +12,10 @@ import itertools
 import random
 import re
 import sys
-import threading
 
 import pytest
 from support.jobs import word
+from support.workers import EVERY_CHANCE_S, all_together
 
 from shmrhash import SharedDict
 
@@ -265,7 +265,7 @@ def test_no_generated_program_sees_an_object_change(request, seed, kind, keys, v
 
 def test_threads_that_share_a_handle_see_no_object_change(m):
     """Each keeps what it found while the others look up, and switch at every chance."""
-    wrong, before = [], sys.getswitchinterval()
+    wrong = []
 
     def look(number):
         for turn in range(300):
@@ -276,14 +276,6 @@ def test_threads_that_share_a_handle_see_no_object_change(m):
             if value != copy or any(tuple(pair) != copied for pair, copied in pairs):
                 wrong.append((number, turn, place))
 
-    threads = [threading.Thread(target=look, args=(number,)) for number in range(4)]
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    all_together(look, switch_s=EVERY_CHANCE_S)
 
     assert wrong == []

@@ -7,9 +7,9 @@ the same for bytes, and says in which ways a program may hold an object.
 
 import random
 import sys
-import threading
 
 import pytest
+from support.workers import EVERY_CHANCE_S, all_together
 
 from shmrhash import SharedCounter
 
@@ -117,10 +117,10 @@ def test_interned_texts_do_not_change(d, plain):
 
 def test_threads_that_share_an_iterator_see_no_object_change(d, plain):
     """Each keeps what it got while the others go on, and switch at every chance."""
-    wrong, found, before = [], [], sys.getswitchinterval()
+    wrong, found = [], []
     walks = [iter(d.items()) for _ in range(40)]
 
-    def walk():
+    def walk(_):
         for one in walks:
             for name, number in one:
                 again = d[name]
@@ -128,15 +128,7 @@ def test_threads_that_share_an_iterator_see_no_object_change(d, plain):
                     wrong.append((name, number, again))
                 found.append(name)
 
-    threads = [threading.Thread(target=walk) for _ in range(4)]
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    all_together(walk, switch_s=EVERY_CHANCE_S)
 
     assert wrong == []
     assert sorted(found) == sorted(list(plain) * len(walks))

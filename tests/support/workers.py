@@ -10,6 +10,7 @@ the test, with its traceback or the place where it is stuck.
 
 import faulthandler
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ THREADS = 4  # of all_together()
 DUMP_BEFORE_END_S = 3.0
 # At this switch interval threads interleave within an operation's Python code.
 SWITCH_INTERVAL_S = 1e-4
+EVERY_CHANCE_S = 1e-6  # and at this one at every chance
 
 
 class WorkerFailed(AssertionError):
@@ -71,8 +73,9 @@ class Gate:
 class Crew:
     """Jobs that begin together by one method: "thread", "fork", "spawn" or "forkserver"."""
 
-    def __init__(self, method, parties, timeout_s=TIMEOUT_S):
+    def __init__(self, method, parties, timeout_s=TIMEOUT_S, switch_s=SWITCH_INTERVAL_S):
         self.method = method
+        self.switch_s = switch_s
         self.deadline_s = time.monotonic() + timeout_s
         self.timeout_s = timeout_s
         self.workers = []
@@ -83,7 +86,7 @@ class Crew:
 
     def start(self, function, *arguments):
         if self.method == "thread":
-            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            sys.setswitchinterval(self.switch_s)
             worker = ThreadWorker(self.gate, function, arguments)
         else:
             worker = ProcessWorker(self.context, self.gate, function, arguments)
@@ -189,22 +192,29 @@ def call(gate, function, arguments):
         return "error", traceback.format_exc()
 
 
-def run_together(method, *jobs, timeout_s=TIMEOUT_S):
+def run_together(method, *jobs, timeout_s=TIMEOUT_S, switch_s=SWITCH_INTERVAL_S):
     """Run the jobs, each (function, *arguments), together; return their results in order."""
-    crew = Crew(method, len(jobs), timeout_s)
+    crew = Crew(method, len(jobs), timeout_s, switch_s)
     for function, *arguments in jobs:
         crew.start(function, *arguments)
     return crew.join()
 
 
-def all_together(function, *arguments, count=THREADS):
+def all_together(function, *arguments, count=THREADS, switch_s=SWITCH_INTERVAL_S):
     """The results of this many threads, which begin together; each is given its number."""
 
     def run(gate, number):
         gate.wait()
         return function(number, *arguments)
 
-    return run_together("thread", *((run, number) for number in range(count)))
+    jobs = [(run, number) for number in range(count)]
+    return run_together("thread", *jobs, switch_s=switch_s)
+
+
+def thread_ids():
+    """The kernel's numbers of this process's threads, also of those that do not run Python. One
+    that has been joined is among them for some more microseconds: so compare sets, not counts."""
+    return set(os.listdir("/proc/self/task"))
 
 
 def describe_exit(exitcode):

@@ -11,24 +11,22 @@ import os
 import threading
 import time
 
+from support.workers import thread_ids
+
 WAIT_S = (
     0.2  # a thread that goes on without Python, such as a map's listener, is waited for in vain
 )
-
-
-def count_threads():
-    return len(os.listdir("/proc/self/task"))
 
 
 def install():
     """Wait before each fork of this process and its children, if they have the sanitizer."""
     if "libasan" not in os.environ.get("LD_PRELOAD", ""):
         return
-    others = count_threads() - threading.active_count()
+    others = len(thread_ids()) - threading.active_count()
 
     def settle():
         end = time.monotonic() + WAIT_S
-        while count_threads() > threading.active_count() + others and time.monotonic() < end:
+        while len(thread_ids()) > threading.active_count() + others and time.monotonic() < end:
             time.sleep(0.0005)  # a poll: the system tells nobody of a thread's end
 
     os.register_at_fork(before=settle)
