@@ -12,6 +12,7 @@ from collections import Counter
 from threading import BrokenBarrierError
 
 import pytest
+from support.locking import TellsAgain
 from support.turns import Books, Storm
 
 from shmrhash import (
@@ -125,18 +126,6 @@ def storm_of_locks(kind, space, seed, kills):
     expect_turns(storm.books, kills + 4, deaths)
     print(f"{kind.__name__}: {deaths} died inside, {storm.books.shared[LOGGED]} of these were told")
     return storm
-
-
-class TellsAgain(Lock):
-    """A lock that is wrong: an owner that was told is told again in its next turn."""
-
-    last = None
-
-    @property
-    def orphan(self):
-        found = super().orphan
-        found, self.last = found or self.last, found
-        return found
 
 
 @pytest.mark.thorough

@@ -1,9 +1,10 @@
-"""A key that another thread has locked, for tests of operations that wait."""
+"""A key that another thread has locked, for tests of operations that wait; a lock that is wrong."""
 
 import contextlib
 import threading
 
 import shmrhash
+from shmrhash import Lock
 
 PATIENCE_SECONDS = 20
 
@@ -24,3 +25,15 @@ def locked_elsewhere(shared_map, key):
     yield leave
     leave.set()
     thread.join()
+
+
+class TellsAgain(Lock):
+    """A lock that is wrong: an owner that was told is told again in its next turn."""
+
+    last = None
+
+    @property
+    def orphan(self):
+        found = super().orphan
+        found, self.last = found or self.last, found
+        return found

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from support.children import Child
+from support.locking import TellsAgain
 from support.waiting import until
 
 from shmrhash import Lock, RLock
@@ -17,18 +18,6 @@ from shmrhash import Lock, RLock
 DEATHS = 8
 TELLERS = 2
 STOP, TURNS, TOLD, PIDS = range(4)  # from PIDS on: of which deaths the owners were told
-
-
-class TellsAgain(Lock):
-    """A lock that is wrong: an owner that was told is told again in its next turn."""
-
-    last = None
-
-    @property
-    def orphan(self):
-        found = super().orphan
-        found, self.last = found or self.last, found
-        return found
 
 
 class TellsNobody(Lock):
