@@ -109,6 +109,7 @@ def count_with_workers(shared_counts, paths, workers, start_method):
         pool.shutdown()
         raise
     except BaseException:
+        all_submitted.set()
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()

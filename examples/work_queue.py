@@ -103,10 +103,10 @@ def main(arguments=None):
         queue.put(number, number)
         if number % max(1, options.jobs // max(1, options.kills)) == 0 and options.kills:
             time.sleep(0.01 * random.random())
-            victim = workers.pop(random.randrange(len(workers)))
+            victim = random.choice(workers)
             victim.kill()
             victim.join()
-            workers.append(start())
+            replace_the_dead()
     while queue.jobs:
         replace_the_dead()
         time.sleep(0.001)
