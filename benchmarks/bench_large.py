@@ -1,16 +1,15 @@
-"""What size costs: lookups in large maps, attaching to them, handles, entries of a SharedDict.
+"""What size costs: lookups in large maps, second handles of one, entries of a SharedDict.
 
     python benchmarks/bench_large.py [--quick] [--rounds 7] [--json FILE]
 
 "lookup" is the core's in a loop of C, for keys in random order, one by one; maps of one size of key
-and value take turns in each round; "ratio" is over 1,000,000 entries within a round. "open" is what
-a process that has just been forked needs for RHashMap.open(), "first lookup" is after that.
-"unpickle" makes a second handle of a process. "file" is the memory of the segment, by entry.
+and value take turns in each round; "ratio" is over 1,000,000 entries within a round.
+"unpickle" makes a second handle of a process (bench_latency.py has the first one of a process).
+"file" is the memory of the segment, by entry.
 """
 
 import argparse
 import array
-import multiprocessing
 import os
 import pickle
 import random
@@ -73,27 +72,12 @@ def measure_lookups(bench, options, chooser):
     return rows
 
 
-def attach_once(name, answer):
-    begun = time.perf_counter()
-    with shmrhash.RHashMap.open(name) as shared_map:
-        opened = time.perf_counter()
-        shared_map.get(bytes(8))
-        answer.send((opened - begun, time.perf_counter() - opened))
-
-
-def measure_handles(bench, options):
-    context = multiprocessing.get_context("fork")
+def measure_unpickling(bench, options):
     shared_map, _ = filled(bench, "8/8", min(MIDDLE, options.most))
-    spent, unpickled = [], []
+    unpickled = []
     try:
-        for _ in range(options.attaches):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=attach_once, args=(shared_map.name, theirs))
-            process.start()
-            spent.append(ours.recv())
-            process.join()
         text = pickle.dumps(shared_map)
-        for _ in range(10 * options.attaches):
+        for _ in range(options.handles):
             begun = time.perf_counter()
             second = pickle.loads(text)
             unpickled.append(time.perf_counter() - begun)
@@ -101,11 +85,10 @@ def measure_handles(bench, options):
     finally:
         shared_map.unlink()
         shared_map.close()
-    opened, looked_up = zip(*spent, strict=True)
+    found = percentiles([seconds * 1e6 for seconds in unpickled])
     return [
-        {"what": what, "entries": f"{min(MIDDLE, options.most):,}"}
-        | {f"{mark} us": round(us, 1) for mark, us in percentiles([s * 1e6 for s in taken]).items()}
-        for what, taken in (("open", opened), ("first lookup", looked_up), ("unpickle", unpickled))
+        {"what": "unpickle", "entries": f"{min(MIDDLE, options.most):,}"}
+        | {f"{mark} us": round(us, 1) for mark, us in found.items()}
     ]
 
 
@@ -130,20 +113,20 @@ def measure_dicts(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--attaches", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--handles", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=20261122, help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help="at most 1,000 entries, 2 rounds")
     parser.add_argument("--json", metavar="FILE", help="write facts and rows here as well")
     options = parser.parse_args()
     options.most = 1000 if options.quick else 10_000_000
     if options.quick:
-        options.rounds, options.attaches = 2, 5
+        options.rounds, options.handles = 2, 50
     bench = build_bench()
     facts = machine() | {"seed": options.seed, "rounds": options.rounds}
     print_facts(facts)
     tables = [
         measure_lookups(bench, options, random.Random(options.seed)),
-        measure_handles(bench, options),
+        measure_unpickling(bench, options),
         measure_dicts(options),
     ]
     for rows in tables:

@@ -66,7 +66,6 @@ def check(
     if problem and exact:
         raise SegmentCorrupt(
             f"map {name!r}: {PROBLEMS[problem].format(_signed(problem, where))}; entries already "
-            f"read are good, but "
-            f"do not write to it: copy what you need, unlink and recreate it"
+            f"read are good, but do not write to it: copy what you need, unlink and recreate it"
         )
     return {"exact": exact, **figures}
