@@ -119,13 +119,12 @@ WAYS = {
 
 def invalidate(gate, name, shared, times, way):
     """Increase the true number, invalidate values that were computed from the old one, and then
-    acknowledge the new one. Each time first wait a while for another computation to begin."""
+    acknowledge the new one. Each time first wait a while for a computation to be under way."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
-            begun = sum(shared[2:4])
             for _ in range(POLLS):
-                if sum(shared[2:4]) != begun:
+                if any(shared[2:4]):
                     break
                 time.sleep(0)
             shared[0] = number
@@ -143,11 +142,12 @@ def ask(gate, name, shared, number):
 
         def compute():
             truth = shared[0]
-            shared[2 + number] += 1
+            shared[2 + number] = 1
             for _ in range(POLLS):
                 if shared[0] != truth:
                     break
                 time.sleep(0)
+            shared[2 + number] = 0
             return truth
 
         gate.wait()
@@ -162,9 +162,8 @@ def ask(gate, name, shared, number):
 @pytest.mark.parametrize(
     "times",
     [
-        500,
-        pytest.param(10_000, marks=pytest.mark.thorough),
-        pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(ENDLESS_S)]),
+        2_000,
+        pytest.param(100_000, marks=[pytest.mark.thorough, pytest.mark.timeout(ENDLESS_S)]),
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
@@ -179,6 +178,7 @@ def test_no_value_from_before_an_invalidation_is_found_after_it(make_cache, time
         timeout_s=ENDLESS_S,
     )
 
+    print(f"{sum(asked)} values compared, {cache.stats().not_stored} not stored")
     assert all(asked)
     assert cache.stats().not_stored > 0
 
