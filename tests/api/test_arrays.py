@@ -36,7 +36,7 @@ def mapped(raw):
     return memory
 
 
-# Buffers that may hold keys and values: functions of their bytes, and of the size of one row.
+# Kinds of buffers for keys and values: functions of the bytes, and of the size of one row.
 FORMS = {
     "bytes": lambda raw, size: raw,
     "bytearray": lambda raw, size: bytearray(raw),
@@ -69,7 +69,7 @@ WORDS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(map(str, sizes)))
 def test_arrays_may_be_any_contiguous_buffer(make_map, form, sizes):
-    """W1: each operation on an array does to each key what the operation on one key does."""
+    """W1: an operation on an array does to each key what the operation on one key does."""
     m = make_map(key_size=sizes[0], value_size=sizes[1])
     keys, values = numbered(sizes[0], 60), numbered(sizes[1], 60, first=90)
     shape = FORMS[form]
@@ -90,7 +90,7 @@ def test_arrays_may_be_any_contiguous_buffer(make_map, form, sizes):
 
 @pytest.mark.parametrize("form", WORDS)
 def test_arrays_may_have_any_item_type_of_the_right_size(shm_map, form):
-    """W1: the bytes count, not the numbers that they represent."""
+    """W1: operations on arrays use the bytes of the items, not the numbers that they represent."""
     raw = b"".join(map(word, range(100, 120)))
     rows = WORDS[form](raw)
 
@@ -191,7 +191,7 @@ each_taker = pytest.mark.parametrize("taker", TAKE_KEYS)
 @each_taker
 @pytest.mark.parametrize("unfit", UNFIT)
 def test_arrays_of_unfit_shape_or_size_are_refused(shm_map, taker, unfit):
-    """K1: EINVAL, and nothing changes."""
+    """K1: an array of the wrong shape or item size is EINVAL, and nothing changes."""
     shm_map[bytes(8)] = word(7)
 
     with pytest.raises(shmrhash.InvalidArgument) as refused:
@@ -218,7 +218,7 @@ def test_list_with_an_unfit_item_is_refused(shm_map, items):
 
 
 def test_arrays_of_different_lengths_are_refused(shm_map):
-    """K1: EINVAL, the message has both numbers, and nothing changes."""
+    """K1: arrays of different lengths are EINVAL; the message has both, and nothing changes."""
     keys = numpy.arange(5)
     for operation in (
         lambda: shm_map.update_many(keys, keys[:4]),
@@ -260,7 +260,7 @@ def test_dtype_of_another_size_is_refused(shm_map, dtype):
 
 
 def test_arrays_of_python_objects_are_refused(shm_map):
-    """H1: nothing is stored where NumPy keeps pointers. A child tries, since it might crash."""
+    """H1: arrays of NumPy's pointers are refused. A child tries them, since they might crash it."""
     shm_map.update_many(numpy.arange(50), numpy.arange(50))
 
     assert run_together("fork", (refuse_references, shm_map, numpy)) == [6]
@@ -268,7 +268,7 @@ def test_arrays_of_python_objects_are_refused(shm_map):
 
 @pytest.mark.parametrize("flags", [3, 7, 8, 1 << 32, -1])
 def test_unknown_flags_are_refused(shm_map, flags):
-    """K1: the flags of update; and the other batches, which take only BPF_F_LOCK."""
+    """K1: update_many refuses unknown flags; the other batches refuse all flags but BPF_F_LOCK."""
     key = word(1)
     for operation in (
         lambda: shm_map.update_many(key, key, flags),
@@ -284,7 +284,7 @@ def test_unknown_flags_are_refused(shm_map, flags):
 
 
 def test_read_only_handle_reads_arrays_and_refuses_to_write(make_map, map_name):
-    """Reading arrays works; writing raises ReadOnlyMap, and nothing changes."""
+    """A read-only handle reads arrays; a write raises ReadOnlyMap and changes nothing."""
     m = make_map()
     keys = numpy.arange(40)
     m.update_many(keys, keys)
@@ -332,7 +332,7 @@ def test_array_operations_of_a_closed_handle_raise_map_closed(make_map):
 
 
 def test_update_batch_stops_at_the_first_refusal(shm_map):
-    """W1: KeyExists and KeyNotFound report how many keys were done, and exactly these are."""
+    """W1: KeyExists and KeyNotFound report how many keys were done: all before the refused one."""
     keys = numpy.arange(10)
     shm_map[word(6)] = word(99)
 
@@ -350,7 +350,7 @@ def test_update_batch_stops_at_the_first_refusal(shm_map):
 
 @pytest.mark.parametrize("name", ["update_batch", "update_many", "add_many"])
 def test_a_full_map_stops_a_batch(make_map, name):
-    """W2: MapFull reports the number of keys done before; present keys need no room."""
+    """W2: MapFull reports how many keys the batch has done; keys that are present need no room."""
     m = make_map(max_entries=10)
     keys = numpy.array([1, 2, 3, 1, 2, *range(20, 40)])
 
@@ -363,7 +363,8 @@ def test_a_full_map_stops_a_batch(make_map, name):
 
 
 def test_delete_batch_stops_at_the_first_absent_key(shm_map):
-    """W1 (kernel: ENOENT and the number completed); delete_many goes on."""
+    """W1: delete_batch stops at an absent key (kernel: ENOENT and a count); delete_many does
+    not."""
     keys = numpy.arange(10)
     shm_map.update_many(keys, keys)
     del shm_map[word(4)]
@@ -388,7 +389,7 @@ def test_add_many_stops_at_the_first_absent_key(shm_map):
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, shmrhash.MapClosed])
 def test_a_long_batch_is_ended_by_a_signal_or_by_close(make_map, map_name, ending):
-    """W1: the exception reports how many keys were done, each of them once."""
+    """W1: the exception reports how many keys the batch has done; it has done each of them once."""
     m = make_map()
     keys = numpy.tile(numpy.arange(64), 100_000)
     ones = numpy.ones(len(keys), "i8")
@@ -415,7 +416,7 @@ def test_a_long_batch_is_ended_by_a_signal_or_by_close(make_map, map_name, endin
 
 
 def test_changing_the_keys_during_a_batch_leaves_the_map_sound(make_map, seed):
-    """H1: another thread writes into the array of keys; entries may be wrong, the map is sound."""
+    """H1: if a thread writes into a batch's keys, entries may be wrong, but the map is sound."""
     m = make_map(max_entries=4_000_000)
     keys = numpy.arange(200_000)
     ends = threading.Event()
@@ -443,7 +444,7 @@ def test_changing_the_keys_during_a_batch_leaves_the_map_sound(make_map, seed):
 
 
 def test_duplicate_keys_are_done_in_the_order_of_the_array(shm_map):
-    """W1: like single operations, one after another."""
+    """W1: a batch treats equal keys one after another, like single operations."""
     keys = numpy.array([5, 7, 5, 5, 7, 9])
     values = numpy.arange(6)
 
@@ -458,7 +459,7 @@ def test_duplicate_keys_are_done_in_the_order_of_the_array(shm_map):
 
 @pytest.mark.parametrize("delta", [1, -1, 1 << 63, -(1 << 63), (1 << 64) + 3, numpy.int64(5)])
 def test_add_many_with_one_delta_adds_it_to_each_key(shm_map, delta):
-    """W1: like add(), wrapping around."""
+    """W1: add_many() with one delta adds it to each key like add(), and wraps around."""
     expected = [wrap_around(number + int(delta)) for number in range(30)]
 
     assert shm_map.add_many(numpy.arange(30), delta, default=0).tolist() == [expected[0]] * 30
@@ -482,7 +483,8 @@ def test_add_many_adds_at_the_given_offset(make_map, offset):
 
 @pytest.mark.parametrize("seeds", [None, COLLIDING, (7, 1 << 32)])
 def test_random_arrays_agree_with_the_model(make_map, seed, seeds):
-    """W1: arrays with duplicates, longer than the pipeline, against a dict; the map grows."""
+    """W1: arrays with equal keys, longer than the pipeline, agree with a dict while the map
+    grows."""
     m = make_map(max_entries=1000, _seeds=seeds)
     model = ModelMap(key_size=8, value_size=8, max_entries=1000)
     rng = random.Random(seed)

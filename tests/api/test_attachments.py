@@ -87,7 +87,7 @@ def test_the_last_closed_handle_detaches_in_any_order(make_map):
     assert watcher.info()["processes"] == 0
     watcher.check()
     watcher.close()
-    if HAS_GIL:  # else the mappings stay until the handles are freed (docs/operations.md)
+    if HAS_GIL:  # otherwise the mappings stay until the handles are freed (docs/operations.md)
         assert mappings(file) == 0
     assert descriptors_of(file) == 0
 
@@ -185,7 +185,7 @@ def test_threads_that_open_and_close_always_find_the_map_attached(make_map, dura
 
 
 def test_handles_work_after_the_program_has_closed_every_descriptor(make_map):
-    """The attachment's descriptor is closed too: each handle still finds the file."""
+    """A handle finds its file although the program has closed the descriptor of the attachment."""
     m = make_map()
     other = RHashMap.open(m.name)
 
@@ -204,7 +204,7 @@ def test_handles_work_after_the_program_has_closed_every_descriptor(make_map):
 
 
 def test_a_child_that_closes_the_handles_it_opened_is_detached(make_map):
-    """A handle that the child inherited attaches it only when the child uses that handle."""
+    """A handle that a child inherits attaches the child only when the child uses that handle."""
     m = make_map()
     m[b"12345678"] = bytes(8)
 

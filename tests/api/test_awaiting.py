@@ -43,7 +43,7 @@ async def until(condition, what):
 
 
 async def pending(coroutine, m, waits=1):
-    """Start a task; return it when it sleeps."""
+    """Start a task, and return it as soon as it sleeps."""
     task = asyncio.ensure_future(coroutine)
     await until(lambda: sum(bell & 1 for bell in words_of(m)[1]) > waits, "nobody sleeps")
     return task
@@ -78,7 +78,7 @@ def test_dicts_and_counters_can_be_awaited(map_name, kind):
 
 
 def test_an_entry_that_expires_ends_a_wait(shared):
-    """Slices are off: its own deadline wakes the waiter, however late it falls asleep."""
+    """The deadline of an entry wakes the waiters for its key; with slices off nothing else can."""
 
     async def main():
         shared.set("a", 1, ttl=0.03)
@@ -92,7 +92,7 @@ def test_an_entry_that_expires_ends_a_wait(shared):
         assert [next(changes).kind for _ in range(2)] == ["deleted", "set"]
         shared.set("a", 3, ttl=0.03)
         kinds = [next(changes).kind]
-        if kinds == ["set"]:  # unless it has expired by now
+        if kinds == ["set"]:  # unless the entry expired before the watch looked
             kinds.append(next(changes).kind)
         assert kinds[-1] == "deleted"
 
@@ -109,7 +109,7 @@ def test_an_entry_that_expires_between_look_and_sleep_ends_the_wait(shared):
     waiter = shared._waiter(["a"])
     assert waiter.arm(-1)
     time.sleep(0.03)
-    waiter.sleep(-1)  # returns, though nothing rings
+    waiter.sleep(-1)  # returns at the deadline, although no bell rings
     assert waiter.arm(-1)
     assert waiter.sight(0) is None
     waiter.end()
@@ -161,7 +161,7 @@ def test_closing_or_freezing_a_map_ends_its_awaits(make_map, end):
 
 
 def test_a_closed_map_is_not_kept_mapped_by_a_loop(make_map):
-    """The loop goes on; the thread and the mapping end with the last handle."""
+    """The last close() ends the map's thread and its mapping while the event loop goes on."""
     m = make_map()
 
     async def main():
@@ -228,7 +228,7 @@ def test_many_waits_need_one_thread(shm_map, count):
 
 
 class Group:
-    """asyncio.TaskGroup, as far as it is needed here, for Python 3.10."""
+    """The part of asyncio.TaskGroup that these tests need; Python 3.10 has no such class."""
 
     async def __aenter__(self):
         self._tasks = []
@@ -243,7 +243,7 @@ class Group:
 
 
 def take_turns(gate, m, mine, other, rounds):
-    """Store each number and await the other's; return the last one seen."""
+    """Store each number and await the other task's number; return the last one seen."""
     _core.set_wait_slice(HOURS_NS)
 
     async def main():
@@ -349,7 +349,7 @@ def test_a_watch_is_followed_by_a_coroutine(shm_map):
 def test_a_descriptor_is_readable_when_a_watched_key_changes(shm_map):
     with shm_map.watch([KEY, OTHER]) as changes, selectors.DefaultSelector() as selector:
         selector.register(changes, selectors.EVENT_READ)
-        while selector.select(0.02):  # the beginning of the thread may be told
+        while selector.select(0.02):  # the start of the thread may make the descriptor readable
             assert changes.poll() == []
         for number in range(1, 200):
             Child(shm_map.update, KEY, word(number)).result() if number % 50 == 0 else (
@@ -405,7 +405,7 @@ def test_a_watch_with_a_descriptor_sleeps_in_a_thread_too(shm_map):
 
 
 def test_a_descriptor_of_a_closed_map_can_be_emptied(make_map):
-    """A loop that watches the descriptor does not turn without end."""
+    """After close() the descriptor can be emptied, so a loop that watches it does not spin."""
     m = make_map()
     notifier = _core.Notifier(m)
     os.write(notifier.fileno(), (1).to_bytes(8, sys.byteorder))
@@ -470,8 +470,9 @@ assert before == [1], before
 
 
 def test_a_fork_finds_no_thread_and_the_waits_go_on(tmp_path):
-    """In the parent all waits go on. The child has its parent's loop, which it must not use, and
-    waits in one of its own; from Python 3.12 on a fork beside a thread would be an error here."""
+    """After a fork the parent's waits go on, and the child, which must not use its parent's loop,
+    waits in a loop of its own. No thread runs at the fork; otherwise Python 3.12 and later would
+    warn, which is an error here."""
     command = [sys.executable, "-W", "error", "-c", FORK]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=5 * LONG_S, check=False
@@ -481,7 +482,7 @@ def test_a_fork_finds_no_thread_and_the_waits_go_on(tmp_path):
 
 
 def test_forks_beside_a_waiting_loop_lose_no_wake_up(shm_map):
-    """One thread forks all the time, the loop of another waits for one change after another."""
+    """One thread forks again and again while the loop of another awaits change after change."""
     rounds = 30
     over = threading.Event()
 

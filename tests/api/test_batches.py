@@ -21,7 +21,7 @@ each_batch = pytest.mark.parametrize("batch", BATCHES)
 
 @pytest.fixture(params=[None, COLLIDING], ids=["spread", "colliding"])
 def any_map(request, make_map):
-    """A map whose keys spread over its buckets, or all collide."""
+    """A map whose keys either spread over its buckets or all collide."""
     return make_map(_seeds=request.param)
 
 
@@ -39,7 +39,7 @@ def fill(m, count, first=0):
 
 
 def batches(m, count, cursor=None, batch="lookup_batch"):
-    """Return the entries of each batch, up to the batch whose cursor is None."""
+    """Return the entries of each batch, ending with the batch whose cursor is None."""
     found = []
     while True:
         result = getattr(m, batch)(cursor, count)
@@ -64,7 +64,7 @@ def entries(found):
 @each_batch
 @pytest.mark.parametrize("count", range(1, 82))
 def test_batches_of_every_count_deliver_everything_once(any_map, batch, count):
-    """I1: all batches but the last are full; a last batch that is exactly full ends the map."""
+    """I1: all batches but the last are full; a full batch at the end of the map has no cursor."""
     pairs = fill(any_map, 80)
 
     found = batches(any_map, count, batch=batch)
@@ -76,7 +76,7 @@ def test_batches_of_every_count_deliver_everything_once(any_map, batch, count):
 
 @each_batch
 def test_a_batch_of_an_empty_map_is_empty(shm_map, batch):
-    """No error, as at the end of any map (kernel: ENOENT)."""
+    """A batch of an empty map is no error, like any batch at a map's end (kernel: ENOENT)."""
     result = getattr(shm_map, batch)(None, 10)
 
     assert (result.count, result.cursor, len(result.keys), len(result.values)) == (0, None, 0, 0)
@@ -112,7 +112,7 @@ def test_batches_work_for_keys_and_values_of_all_sizes(make_map, sizes):
 
 @pytest.mark.parametrize("seeds", [None, COLLIDING])
 def test_a_cursor_works_with_any_handle_and_any_count(make_map, map_name, seed, seeds):
-    """I1: a cursor is only bytes, also inside a group of equal hashes."""
+    """I1: a cursor is plain bytes, valid for any handle, and inside a group of equal hashes."""
     m = make_map(_seeds=seeds)
     pairs = fill(m, 200)
     rng = random.Random(seed)
@@ -148,7 +148,7 @@ def test_a_cursor_keeps_its_place(any_map):
 @each_batch
 @pytest.mark.parametrize("count", [0, -1, -(1 << 70)])
 def test_a_batch_with_a_count_below_one_is_refused(shm_map, batch, count):
-    """K1: EINVAL; a count that is no number is a TypeError."""
+    """K1: a count below 1 is EINVAL, and a count that is no number is a TypeError."""
     shm_map[word(1)] = word(2)
 
     with pytest.raises(shmrhash.InvalidArgument, match="count"):
@@ -161,7 +161,7 @@ def test_a_batch_with_a_count_below_one_is_refused(shm_map, batch, count):
 
 @each_batch
 def test_foreign_cursors_are_refused(make_map, map_name, batch):
-    """K1: cursors of another map, or of an earlier map of that name; bytes that are no cursor."""
+    """K1: a cursor of another map or of an earlier map of that name, or other bytes, is refused."""
     m, other = make_map(), make_map()
     fill(m, 100)
     fill(other, 100)
@@ -199,7 +199,7 @@ def test_a_cursor_with_any_order_delivers_only_entries_of_the_map(any_map, place
 
 
 def test_a_cursor_goes_on_after_its_key_was_deleted(any_map, seed):
-    """I1: the kernel says EAGAIN if the key that its cursor names is gone, and starts again."""
+    """I1: a cursor whose key was deleted goes on; the kernel says EAGAIN and starts again."""
     pairs = fill(any_map, 120)
     rng = random.Random(seed)
     delivered, cursor, deleted = {}, None, set()
@@ -223,7 +223,8 @@ def test_a_cursor_goes_on_after_its_key_was_deleted(any_map, seed):
 
 @each_batch
 def test_deleting_delivered_entries_does_not_end_a_walk(any_map, batch):
-    """I1: the kernel's batch says ENOENT there, as if it were at the end of the map."""
+    """I1: a walk goes on when its entries are deleted; the kernel's batch ends there with
+    ENOENT."""
     pairs = fill(any_map, 100)
     delivered, cursor = {}, None
     while True:
@@ -239,7 +240,7 @@ def test_deleting_delivered_entries_does_not_end_a_walk(any_map, batch):
 
 
 def test_two_takers_never_get_the_same_entry(any_map, map_name):
-    """W1, I1: the kernel may deliver one entry to both; here two takers' cursors take turns."""
+    """W1, I1: two takers by turns never get one entry, which the kernel may deliver to both."""
     pairs = fill(any_map, 100)
     with RHashMap.open(map_name) as other:
         found, cursors = [], {any_map: None, other: None}
@@ -257,7 +258,7 @@ def test_two_takers_never_get_the_same_entry(any_map, map_name):
 
 @pytest.mark.parametrize("count", [1, 4, 5, 10, 20])
 def test_a_batch_filled_by_the_last_entry_has_no_cursor(any_map, count):
-    """I1: the cursor is None at once; no empty batch follows."""
+    """I1: a batch that the last entry fills has the cursor None, and no empty batch follows."""
     fill(any_map, 20)
 
     assert [len(pairs) for pairs in batches(any_map, count)] == [count] * (20 // count)
@@ -270,7 +271,7 @@ def test_a_batch_filled_by_the_last_entry_has_no_cursor(any_map, count):
 @pytest.mark.parametrize("fed", [False, True], ids=["full", "fed"])
 @pytest.mark.thorough
 def test_every_entry_is_taken_exactly_once(make_map, seed, method, fed):
-    """W1, I1: four workers take from a full map; or three while another inserts. None is lost."""
+    """W1, I1: four workers take from a full map, or three while one inserts; no entry is lost."""
     m = make_map(max_entries=30_000)
     count = 20_000
     numbers = range(count)
@@ -308,7 +309,7 @@ def test_every_entry_is_taken_exactly_once_for_long(make_map, seed):
 
 
 def test_taken_entries_are_delivered_although_a_later_bucket_fails(make_map, monkeypatch):
-    """W1: the map grows, then a lock is not free; the entries already deleted are delivered."""
+    """W1: entries already deleted are delivered, although a later bucket's lock is not free."""
     m = make_map()
     pairs = fill(m, 50)
     take = _core.take_entries
@@ -402,8 +403,8 @@ def test_bulk_load_keeps_the_last_value_of_a_duplicate_key(map_name):
 
 
 def test_progress_function_is_called_and_may_raise(map_name, monkeypatch):
-    """The callback is called after each of a number of entries and at the end; an exception that it
-    raises removes the map."""
+    """from_arrays() and to_arrays() call the progress function after every _CHUNK_ENTRIES entries
+    and at the end. If it raises an exception, from_arrays() removes the new map."""
     monkeypatch.setattr(_batch, "_CHUNK_ENTRIES", 30)
     numbers = numpy.arange(100)
     loaded, dumped = [], []
@@ -425,7 +426,7 @@ def test_progress_function_is_called_and_may_raise(map_name, monkeypatch):
 
 @pytest.mark.parametrize("batch", ["to_arrays", *BATCHES])
 def test_a_map_that_grows_during_the_walk_is_delivered_whole(make_map, monkeypatch, batch):
-    """I1: there are more entries than when the arrays were allocated."""
+    """I1: a map is delivered whole although it has outgrown the arrays allocated for it."""
     m = make_map()
     pairs = fill(m, 70)
     monkeypatch.setattr(_batch, "_CHUNK_ENTRIES", 10)
@@ -442,7 +443,7 @@ def test_a_map_that_grows_during_the_walk_is_delivered_whole(make_map, monkeypat
 
     monkeypatch.setattr(_core, name, grow_first)
     monkeypatch.setattr(_batch, "_ROOM_ENTRIES", 1)
-    if batch == "lookup_and_delete_batch":  # returns early, with a cursor
+    if batch == "lookup_and_delete_batch":  # the batch returns early, with a cursor
         first_batch = m.lookup_and_delete_batch(None, 4000)
         (rest,) = batches_of_one(m, batch, 4000, first_batch.cursor)
         found = pairs_of(m, first_batch.keys, first_batch.values) + rest
@@ -458,7 +459,7 @@ def test_a_map_that_grows_during_the_walk_is_delivered_whole(make_map, monkeypat
 
 
 def test_without_numpy_results_are_bytes(shm_map, without_numpy):
-    """The operations are the same; masks are bytes of 0 and 1."""
+    """Without NumPy the operations give the same results, with masks as bytes of 0 and 1."""
     keys, values = b"".join(map(word, range(40))), b"".join(map(word, range(100, 140)))
 
     assert shm_map.update_many(keys[:240], values[:240]) == b"\1" * 30

@@ -18,7 +18,7 @@ DEADLINE_SECONDS = 60
 def clear_over_and_over(name):
     with RHashMap.open(name) as m:
         while True:
-            with contextlib.suppress(shmrhash.MapBusy):  # the other one clears it
+            with contextlib.suppress(shmrhash.MapBusy):  # the other process clears the map
                 m.clear()
 
 
@@ -46,9 +46,9 @@ def started():
 
 @pytest.mark.thorough
 def test_check_finds_no_damage_while_no_operation_is_in_progress(make_map, started):
-    """C1: two processes that clear the map get in each other's way, and two insert. _check(), on
-    which check() relies, is called again and again: no call during which no process was inside an
-    operation may find damage."""
+    """C1: check() finds no damage in a map that two processes clear and two others fill. _check(),
+    on which check() relies, is called again and again; a call during which no process was inside an
+    operation may find no damage."""
     m = make_map(max_entries=ENTRIES)
     for number in range(2):
         started(clear_over_and_over, m.name)
