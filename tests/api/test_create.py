@@ -114,7 +114,7 @@ def test_arguments_that_the_kernel_refuses_are_refused_with_its_errno(map_name, 
 
 
 def test_any_mixture_of_arguments_has_the_errno_of_the_first_check(map_name):
-    """K1: random arguments, right, wrong or at the edge; the model knows which check is first."""
+    """K1: random arguments get the errno of the first check that fails, which the model knows."""
 
     @settings(
         max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -144,7 +144,7 @@ def test_any_mixture_of_arguments_has_the_errno_of_the_first_check(map_name):
             m.close()
             shmrhash.unlink(map_name)
         expected = model.creation_errno(**arguments)
-        # A map that needs more addresses than there are is too large here; the kernel fails only
+        # A map that needs more than the address space is too large here; the kernel fails only
         # when its memory runs out.
         huge = (
             arguments["max_entries"] * (arguments["key_size"] + arguments["value_size"]) > 1 << 43
@@ -168,7 +168,7 @@ def test_any_mixture_of_arguments_has_the_errno_of_the_first_check(map_name):
     ids=str,
 )
 def test_numbers_that_fit_no_kernel_struct_are_refused(map_name, wrong):
-    """K1: negative numbers and those beyond 64 bits are errors of values, and leave no file."""
+    """K1: numbers below 0 or beyond 64 bits are errors of values, and no file is created."""
     with pytest.raises((ValueError, OverflowError)):
         RHashMap.create(map_name, **(SMALL | wrong))
 
@@ -177,7 +177,7 @@ def test_numbers_that_fit_no_kernel_struct_are_refused(map_name, wrong):
 
 @pytest.mark.parametrize("wrong", [{"key_size": "8"}, {"max_entries": 1.5}, {"value_size": None}])
 def test_arguments_of_wrong_types_are_type_errors(map_name, wrong):
-    """K1: only an integer can be a number of bytes or entries."""
+    """K1: a size or a number of entries that is no integer is a TypeError."""
     with pytest.raises(TypeError):
         RHashMap.create(map_name, **(SMALL | wrong))
 
@@ -185,7 +185,7 @@ def test_arguments_of_wrong_types_are_type_errors(map_name, wrong):
 
 
 def test_info_reports_the_requested_geometry(make_map):
-    """K1: geometry and hint are reported; flags of the handle are not flags of the map."""
+    """K1: info() reports the geometry and the hint, but not the flags of the handle."""
     m = make_map(key_size=5, value_size=132, max_entries=1024, map_extra=256, map_flags=1 | 4)
 
     info = m.info()
@@ -221,7 +221,7 @@ def test_names_that_are_no_file_names_are_refused(name):
 
 @pytest.mark.parametrize("name", [None, 7, b"bytes", ["list"]], ids=repr)
 def test_names_that_are_no_strings_are_type_errors(name):
-    """H1: a name is a str."""
+    """H1: the name of a map must be a str."""
     with pytest.raises(TypeError):
         RHashMap.create(name, **SMALL)
     with pytest.raises(TypeError):
@@ -229,7 +229,7 @@ def test_names_that_are_no_strings_are_type_errors(name):
 
 
 def test_a_leading_slash_of_a_name_is_ignored(map_name):
-    """H1: "/jobs" and "jobs" are one map, as with shm_open."""
+    """H1: the names "/jobs" and "jobs" mean one map, as with shm_open."""
     with RHashMap.create("/" + map_name, **SMALL) as m, RHashMap.open(map_name) as other:
         m.update(word(1), word(2))
 
@@ -243,7 +243,7 @@ def test_a_leading_slash_of_a_name_is_ignored(map_name):
 
 
 def test_a_name_of_200_characters_works(map_name):
-    """H1: 200 characters are allowed, and none is cut off."""
+    """H1: a name may have 200 characters, all of which count."""
     name = map_name + "x" * (200 - len(map_name))
 
     with RHashMap.create(name, **SMALL) as m:
@@ -255,7 +255,8 @@ def test_a_name_of_200_characters_works(map_name):
 
 
 def test_the_file_has_the_requested_mode(make_map, map_name):
-    """H1: 0600 unless another mode is given; the umask removes permissions, never adds any."""
+    """H1: the file's mode is 0600 unless another is given; the umask can only remove
+    permissions."""
     before = os.umask(0o022)
     try:
         make_map()
@@ -269,7 +270,7 @@ def test_the_file_has_the_requested_mode(make_map, map_name):
 
 
 def test_a_map_outlives_its_handles_until_it_is_unlinked(map_name):
-    """C2: closing keeps the map and its contents; unlinking keeps handles and frees the name."""
+    """C2: close() keeps the map and its contents; unlink() keeps the handles and frees the name."""
     with RHashMap.create(map_name, **SMALL) as m:
         m.update(word(1), word(2))
     with RHashMap.open(map_name) as m:
@@ -322,7 +323,7 @@ def test_files_that_are_no_maps_are_refused(map_name, file_named, content, read_
 
 @pytest.mark.parametrize("kind", ["folder", "link", "broken link", "pipe"])
 def test_paths_that_are_no_regular_files_are_refused(map_name, kind):
-    """H1: folders, links and pipes with a map's name; no link is followed, no pipe waited for."""
+    """H1: folders, links and pipes are refused; open() follows no link and waits for no pipe."""
     path, target = segment_path(map_name), f"{map_name}-target"
     with contextlib.ExitStack() as cleanup:
         if kind == "folder":
@@ -361,7 +362,7 @@ def fresh_segment(name):
 
 @pytest.mark.parametrize("field", FIXED_FIELDS)
 def test_a_damaged_field_of_the_header_is_noticed(map_name, field):
-    """H1: any byte of any field changed in any of three ways is a mismatch or damage at open()."""
+    """H1: open() reports a mismatch or damage when any byte of a header field is changed."""
     header = fresh_segment(map_name)
     offset, size = FIXED_FIELDS[field]
 
@@ -377,7 +378,7 @@ def test_a_damaged_field_of_the_header_is_noticed(map_name, field):
 
 
 def test_a_file_of_another_version_is_refused_with_both_versions(map_name):
-    """H1: the message of LayoutMismatch has the version of the file and the wanted one."""
+    """H1: LayoutMismatch names the version of the file and the version that the library needs."""
     header = bytearray(fresh_segment(map_name))
     offset, _ = FIXED_FIELDS["layout_version"]
     (version,) = struct.unpack_from("<I", header, offset)
@@ -410,7 +411,7 @@ def survive_damage(name, damages, tmp_path):
 
 @pytest.mark.thorough
 def test_damage_to_changing_header_fields_neither_crashes_nor_hangs(seed, map_name, tmp_path):
-    """H1: each byte of the header's counters and locks changed; every operation ends."""
+    """H1: with any byte of the header's counters and locks changed, every operation ends."""
     fresh_segment(map_name)
     rng = random.Random(seed)
 
@@ -433,7 +434,7 @@ def damages_anywhere(name, seed, count):
 
 @pytest.mark.thorough
 def test_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path):
-    """H1: random bytes of the segment changed, most of them in use; every operation ends."""
+    """H1: with random bytes of the segment changed, most of them in use, every operation ends."""
     fresh_segment(map_name)
 
     survive_damage(map_name, list(damages_anywhere(map_name, seed, 150)), tmp_path)
@@ -443,7 +444,7 @@ def test_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path):
 
 @pytest.mark.long
 def test_much_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path):
-    """H1: the same, many more times."""
+    """H1: every operation ends in many more segments with random bytes changed."""
     fresh_segment(map_name)
 
     survive_damage(map_name, list(damages_anywhere(map_name, seed, 1_500)), tmp_path)
@@ -453,7 +454,7 @@ def test_much_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path
 
 @pytest.mark.parametrize("length", [1, 100, 4095, 4096, 8192, 100_000, -4096, -1])
 def test_a_truncated_file_is_noticed(map_name, length):
-    """M1, H1: a file cut anywhere is a mismatch or damage at open(), never a SIGBUS."""
+    """M1, H1: open() reports a truncated file as a mismatch or damage, and never gets SIGBUS."""
     fresh_segment(map_name)
     path = segment_path(map_name)
     os.truncate(path, length if length > 0 else path.stat().st_size + length)
@@ -473,7 +474,7 @@ def test_a_truncated_file_is_noticed(map_name, length):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("mode", [0o600, 0o000])
 def test_a_private_map_is_not_opened_by_another_user(make_map, map_name, mode):
-    """H1: a file that may not be opened is PermissionDenied, a PermissionError."""
+    """H1: a file without permission for this user is PermissionDenied, a PermissionError."""
     m = make_map()
     segment_path(map_name).chmod(mode)
 
@@ -488,7 +489,7 @@ def test_a_private_map_is_not_opened_by_another_user(make_map, map_name, mode):
 
 
 def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
-    """K1: every operation that would change the map is ReadOnlyMap, EPERM, also for absent keys."""
+    """K1: with a read-only handle every change is ReadOnlyMap, EPERM, also of an absent key."""
     m = make_map()
     m.update(word(1), word(2))
 
@@ -521,7 +522,7 @@ def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
 
 
 def test_creating_with_rdonly_limits_only_the_creators_handle(map_name):
-    """K1: BPF_F_RDONLY applies to the creator's handle; other handles write."""
+    """K1: BPF_F_RDONLY applies to the creator's handle only; other handles can write."""
     with RHashMap.create(map_name, **SMALL, map_flags=1 | model.RDONLY) as m:
         with pytest.raises(shmrhash.ReadOnlyMap) as refused, m:
             m.update(word(1), word(2))
@@ -536,7 +537,7 @@ def test_creating_with_rdonly_limits_only_the_creators_handle(map_name):
 
 
 def test_creating_with_wronly_limits_only_the_creators_handle(map_name):
-    """K1: BPF_F_WRONLY applies to the creator's handle, also when pickled; other handles read."""
+    """K1: BPF_F_WRONLY applies to the creator's handle, also when pickled; others can read."""
     with RHashMap.create(map_name, **SMALL, map_flags=1 | model.WRONLY) as m:
         m.update(word(1), word(2))
         with pickle.loads(pickle.dumps(m)) as copy:
@@ -660,7 +661,8 @@ def test_open_or_create_refuses_a_map_of_another_geometry(make_map, map_name, ot
 
 
 def test_open_or_create_creates_and_then_opens(map_name):
-    """H1: the first call creates the map, the second finds what the first handle stored."""
+    """H1: the first open_or_create() makes the map; the second finds what the first handle
+    stored."""
     with RHashMap.open_or_create(map_name, **SMALL) as m:
         m.update(word(1), word(2))
         with RHashMap.open_or_create(map_name, **SMALL) as same:
@@ -678,7 +680,7 @@ def test_open_or_create_creates_and_then_opens(map_name):
 
 @pytest.mark.parametrize("method", ["fork", "thread"])
 def test_of_racing_creators_one_wins_and_the_others_get_segment_exists(map_name, method):
-    """C2: in each round all workers create the same name; one succeeds."""
+    """C2: in each round all workers create a map of one name, and exactly one succeeds."""
     workers, rounds = 4, 25
 
     results = run_together(
@@ -695,7 +697,7 @@ def test_of_racing_creators_one_wins_and_the_others_get_segment_exists(map_name,
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
-    """C2: each process adds 1 to a count in its map; it is 8 at the end."""
+    """C2: eight processes open or create one map and add 1 to a count, which is 8 at the end."""
     rounds = 10 if method == "fork" else 3
 
     run_together(
@@ -711,7 +713,8 @@ def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
 
 @pytest.mark.thorough
 def test_a_killed_creator_leaves_a_whole_map_or_no_file(map_name):
-    """C1: creators are killed later and later in their work; a file that is left is sound."""
+    """C1: creators are killed at ever later points of creation; a file that remains is a sound
+    map."""
     folder = segment_path(map_name).parent
     others = {path.name for path in folder.iterdir()}
     seen = {"nothing": 0, "map": 0}
@@ -776,7 +779,7 @@ def test_creation_without_room_is_refused_and_leaves_no_file(tiny_folder):
 
 @pytest.mark.parametrize("value_size", [8, 200, 3000])
 def test_a_full_file_system_refuses_insertions_only(tiny_folder, value_size):
-    """M1, W2: all other operations go on; when there is room again, insertions do too."""
+    """M1, W2: in a full file system only insertions fail; they succeed again when there is room."""
     result = in_tiny_tmpfs(tiny_folder, creation_jobs.fill_and_free, value_size, size=24 << 20)
 
     assert result["full"] == ("SegmentFull", errno.ENOMEM, True)
@@ -787,7 +790,7 @@ def test_a_full_file_system_refuses_insertions_only(tiny_folder, value_size):
 
 
 def test_a_file_system_filled_by_other_files_refuses_insertions_only(tiny_folder):
-    """M1: ballast takes every free byte at many stages of growth; no stage ends in SIGBUS."""
+    """M1: ballast takes every free byte at many sizes of the map; no operation gets SIGBUS."""
     result = in_tiny_tmpfs(tiny_folder, creation_jobs.fill_beside_ballast, size=24 << 20)
 
     assert result["refusals"] > 0

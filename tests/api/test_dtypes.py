@@ -1,4 +1,4 @@
-"""The dtypes that from_arrays() keeps in the segment, for every process that opens the map."""
+"""The dtypes that from_arrays() stores in the segment, for every process that opens the map."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ DTYPES = {
     "planes of records": numpy.dtype(([("x", "i2"), ("y", "i2")], (2, 2))),
 }
 
-# What a process says of a map that it knows by name only.
+# What a process that knows only the name of a map prints about it.
 READER = """
 import sys
 from shmrhash import RHashMap
@@ -56,7 +56,7 @@ def some(dtype, count=5):
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_arrays_come_back_with_their_dtypes(map_name, name):
-    """By every way to read whole rows, through another handle."""
+    """Every operation that reads whole rows gives arrays of the stored dtypes to another handle."""
     dtype = numpy.dtype(DTYPES[name])
     keys, values = numpy.arange(5), some(dtype)
 
@@ -149,7 +149,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("schema", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_schema_keeps_no_dtypes(make_map, schema):
-    """H1: nothing but None comes of it, and arrays are read as bytes."""
+    """H1: a map with a damaged schema has no dtypes, and its arrays are read as bytes."""
     m = make_map(_schema=schema)
     m.update_many(numpy.arange(3), numpy.arange(3.0))
 
@@ -172,7 +172,8 @@ def test_without_numpy_no_dtypes_and_plain_bytes(map_name):
 
 
 def test_a_map_with_dtypes_is_as_any_other_map(map_name):
-    """open_or_create() takes it, a SharedDict refuses it, as one without dtypes."""
+    """A map with dtypes is opened by open_or_create() and refused by SharedDict, like other
+    maps."""
     with RHashMap.from_arrays(map_name, numpy.arange(3), numpy.arange(3.0), max_entries=9) as m:
         RHashMap.open_or_create(map_name, key_size=8, value_size=8, max_entries=9).close()
         with pytest.raises(LayoutMismatch, match="is a map, but not a SharedDict"):
@@ -184,8 +185,8 @@ def test_a_map_with_dtypes_is_as_any_other_map(map_name):
 
 @pytest.mark.parametrize("ending", ["snap", "ndjson", "npz", "csv"])
 def test_command_line_treats_it_as_a_plain_map(map_name, tmp_path, ending):
-    """A .snap and an .ndjson keep its dtypes; a map without them takes its entries, those of a .csv
-    as bytes (--raw)."""
+    """.snap and .ndjson files keep a map's dtypes. Files of all four formats can be imported into a
+    map without dtypes; a .csv is exported as bytes (--raw)."""
     keys, path = numpy.arange(3), tmp_path / f"rows.{ending}"
     with RHashMap.from_arrays(map_name, keys, keys * 0.5, max_entries=9) as m:
         shown = run("show", map_name)
@@ -217,7 +218,8 @@ def test_the_schema_is_json_that_other_languages_can_read(map_name):
 
 
 def test_a_schema_is_read_once(map_name):
-    """Reading it costs more than a small batch."""
+    """Several batches read the map's schema once, because reading it costs more than a small
+    batch."""
     with RHashMap.from_arrays(map_name, numpy.arange(2), numpy.zeros(2)) as m:
         before = dtypes_of.cache_info()
         for _ in range(5):

@@ -43,7 +43,8 @@ class Disturber:
         self.version = 0
 
     def begin(self, handle):
-        """Begin a record; operate through handle 0, the walker's own, or 1, or both if None."""
+        """Begin a record; operate through handle 0 (the walker's own), handle 1, or both if
+        None."""
         self.handle = handle
         self.staying = set(self.present)
         self.seen = {key: {value} for key, value in self.present.items()}
@@ -73,7 +74,7 @@ class Disturber:
         self.staying -= set(keys)
 
     def act(self):
-        """Store or remove one key, a few, or enough to double or halve the table repeatedly."""
+        """Store or remove one key, a few keys, or enough keys to resize the table several times."""
         rng = self.rng
         count = rng.choice([1, 1, 1, 3, 10, self.KEYS // 2, self.KEYS])
         if rng.random() < 0.5:
@@ -84,7 +85,7 @@ class Disturber:
             self.remove(rng.sample(keys, len(keys) - min(kept, len(keys))))
 
     def walk(self, way, calm):
-        """Walk once and judge the walk; it is disturbed at one in `calm` of its steps."""
+        """Walk once and judge the walk; one in `calm` of its steps is followed by an operation."""
         rng = self.rng
         found = []
         fresh = self.handle == 0 and way in FRESH_WAYS
@@ -108,7 +109,7 @@ class Disturber:
 
 
 def disturb_many_walks(make_map, map_name, rng, schedules, monkeypatch):
-    """Walk this often on maps with all kinds of hashes; return how often their tables resized."""
+    """Walk `schedules` times on maps with all kinds of hashes; return how often tables resized."""
     monkeypatch.setattr(shmrhash._batch, "_CHUNK_ENTRIES", 5)
     resizes = 0
     for number, seeds in enumerate(SEEDS):
@@ -128,7 +129,7 @@ def disturb_many_walks(make_map, map_name, rng, schedules, monkeypatch):
 
 
 def test_disturbed_walks_deliver_exactly_once(make_map, map_name, seed, monkeypatch):
-    """I1: a thousand walks with insertions, deletions, growth and shrinkage between steps."""
+    """I1: a thousand walks deliver exactly once although the map changes between their steps."""
     resizes = disturb_many_walks(make_map, map_name, random.Random(seed), 1000, monkeypatch)
 
     assert resizes > 1000
@@ -136,7 +137,7 @@ def test_disturbed_walks_deliver_exactly_once(make_map, map_name, seed, monkeypa
 
 @pytest.mark.long
 def test_disturbed_walks_deliver_exactly_once_for_long(make_map, map_name, seed, monkeypatch):
-    """I1: a hundred thousand walks."""
+    """I1: a hundred thousand walks deliver exactly once although the map changes."""
     disturb_many_walks(make_map, map_name, random.Random(seed), 100_000, monkeypatch)
 
 
@@ -144,7 +145,7 @@ def test_disturbed_walks_deliver_exactly_once_for_long(make_map, map_name, seed,
 
 
 def churned_walks(method, m, seed, seconds, churned_each):
-    """Run two walkers and two churners; return how often each way was walked."""
+    """Run two walkers and two churners; return how often each way of walking was used."""
     rng = random.Random(seed)
     staying = rng.sample(range(1 << 40), rng.choice([5, 300, 1500]))
     churned = range(1 << 41, (1 << 41) + 2 * churned_each)
@@ -163,7 +164,7 @@ def churned_walks(method, m, seed, seconds, churned_each):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.thorough
 def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration, method):
-    """I1: the table grows and shrinks through several doublings all the time."""
+    """I1: walks deliver exactly once while the table is doubled and halved several times."""
     m = make_map(max_entries=20_000)
 
     walked_by_way = churned_walks(method, m, seed, duration, 4000)
@@ -184,7 +185,8 @@ def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration,
     ],
 )
 def test_walks_of_other_maps_deliver_exactly_once(make_map, seed, duration, geometry, churned):
-    """I1, R2: one long chain; values that are not one word; a few entries that always move."""
+    """I1, R2: walks of one long chain, of values of several words and of moving entries are
+    exact."""
     m = make_map(**geometry)
 
     assert all(churned_walks("fork", m, seed, duration / 2, churned).values())
@@ -195,7 +197,7 @@ def test_walks_of_other_maps_deliver_exactly_once(make_map, seed, duration, geom
 @pytest.mark.long
 @pytest.mark.parametrize("churned", [10, 100, 1000, 10_000, 50_000])
 def test_walks_deliver_exactly_once_for_long(make_map, seed, duration, churned):
-    """I1: tables of all sizes, for as long as --duration says."""
+    """I1: walks of tables of all sizes deliver exactly once, for as long as --duration says."""
     m = make_map(max_entries=200_000)
 
     assert all(churned_walks("fork", m, seed, 10 * duration, churned).values())

@@ -41,7 +41,7 @@ def wrapped(fmt, number):
 @pytest.mark.parametrize("fmt", INTEGERS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_on_a_field_changes_that_field_only(m, seed, operation, fmt, offset):
-    """W1: the result is Python's, wrapped around; all bytes beside the field are unchanged."""
+    """W1: an operation's result is Python's, wrapped around; all bytes beside the field stay."""
     rng = random.Random(f"{seed} {operation} {fmt} {offset}")
     low, high = limits(fmt)
     numbers = [low, high, 0, 1, *(rng.randint(low, high) for _ in range(6))]
@@ -62,7 +62,7 @@ def test_an_operation_on_a_field_changes_that_field_only(m, seed, operation, fmt
 @pytest.mark.parametrize("fmt", FLOATS)
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
 def test_an_operation_on_a_float_changes_that_float_only(m, operation, fmt, offset):
-    """W1: halves and quarters are exact in both formats."""
+    """W1: an operation on a float is exact for halves and quarters; all bytes beside it stay."""
     for before, number in [(1.5, 2.25), (2.25, -1.5), (float("inf"), 1.0), (0.0, float("-inf"))]:
         value = bytearray(b"\xa5" * VALUE_SIZE)
         struct.pack_into(f"<{fmt}", value, offset, before)
@@ -78,7 +78,7 @@ def test_an_operation_on_a_float_changes_that_float_only(m, operation, fmt, offs
 @pytest.mark.parametrize("fmt", INTEGERS + FLOATS)
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
 def test_an_operation_on_an_absent_key_begins_with_the_default(m, operation, fmt):
-    """W1: the other bytes are zeros; without a default an absent key is an error."""
+    """W1: an absent key gets the default among zeros; without a default it is an error."""
     with pytest.raises(shmrhash.KeyNotFound):
         getattr(m, operation)(word(1), 5, fmt=fmt, offset=9)
 
@@ -92,7 +92,7 @@ def test_an_operation_on_an_absent_key_begins_with_the_default(m, operation, fmt
 @pytest.mark.parametrize("fmt", INTEGERS + FLOATS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_field_that_is_not_inside_the_value_is_refused(m, operation, fmt):
-    """R2: before the first byte, or too far back by one byte or more."""
+    """R2: an offset before the value, or too near to its end for the field, is refused."""
     m[word(1)] = bytes(VALUE_SIZE)
     size = struct.calcsize(f"<{fmt}")
     for offset in (-1, VALUE_SIZE - size + 1, VALUE_SIZE, 1 << 62):

@@ -8,7 +8,7 @@ from support.jobs import NOEXIST, word
 
 MIB = 1 << 20
 BYTES_PER_ENTRY_MAX = 56
-# How many bytes a map that was large once may keep committed.
+# How many bytes a map may keep committed after it was large.
 BYTES_KEPT_MAX = 2 * MIB
 # Room in the depots counts as taken when the table shrinks: up to 128 entries in each depot. There
 # is one depot for each CPU, rounded up to a power of two; and shrinking stops below 1.75 entries a
@@ -59,7 +59,7 @@ def test_a_map_grows_and_shrinks_without_a_hint(make_map):
 @pytest.mark.parametrize("entries", [10_000, 31_000, 100_000])
 @pytest.mark.parametrize("max_entries", ["exact", "far more"])
 def test_an_entry_of_8_and_8_bytes_costs_56_bytes_at_most(make_map, entries, max_entries):
-    """G1: bytes_per_entry stays within its limit, whatever max_entries reserves."""
+    """G1: bytes_per_entry stays within its limit, whatever number of entries the map reserves."""
     m = make_map(max_entries=entries if max_entries == "exact" else 10_000_000)
 
     for number in range(entries):
@@ -85,7 +85,7 @@ def test_the_cost_of_an_entry_stays_within_the_limit_while_the_map_grows(make_ma
 
 @pytest.mark.parametrize("order", ["first in, first out", "random"])
 def test_turnover_at_constant_size_needs_no_more_room(seed, make_map, order):
-    """G1: 5,000 entries, each replaced 20 times by another key; buckets and memory stay flat."""
+    """G1: 5,000 entries are replaced 20 times by other keys; buckets and memory do not grow."""
     entries, turnover = 5_000, 20
     m = make_map(max_entries=50_000)
     rng = random.Random(seed)
@@ -129,7 +129,7 @@ def test_a_map_with_a_hint_starts_with_more_buckets(make_map):
 
 
 def test_a_map_is_empty_and_small_again_after_many_waves(seed, make_map):
-    """G1: random waves of insertions and deletions."""
+    """G1: after random waves of insertions and deletions the map is empty and small again."""
     m = make_map(max_entries=30_000)
     rng = random.Random(seed)
     at_start = m.info()

@@ -18,7 +18,7 @@ import shmrhash
 from shmrhash import Barrier, SharedDict, Sync
 
 MOMENT_S = 0.02
-LOCKED_BY_FIRST = 1  # in a lock word: the first context of the map holds it
+LOCKED_BY_FIRST = 1  # the content of a lock word that the first context of the map holds
 LOCK_MASK = 0xFFFF
 
 
@@ -27,7 +27,7 @@ def word(number):
 
 
 class Held:
-    """A dict whose buckets look held, by a context that another thread has for its section."""
+    """A dict whose buckets appear locked by the context of another thread's section."""
 
     def __init__(self, shared):
         self.shared = shared
@@ -62,7 +62,7 @@ def held(shared):
 
 
 class Slow:
-    """A value that takes until an event to be decoded, inside the operation that found it."""
+    """A value whose decoding, inside the operation that found it, lasts until an event is set."""
 
     begun, go_on = threading.Event(), threading.Event()
 
@@ -76,7 +76,7 @@ class Slow:
 
 @contextlib.contextmanager
 def interrupting(handler):
-    """Call handler once, when the thread has waited for a moment."""
+    """Call handler once, after the thread has waited for MOMENT_S."""
     before = signal.signal(signal.SIGALRM, lambda *_: handler())
     try:
         signal.setitimer(signal.ITIMER_REAL, MOMENT_S)
@@ -87,7 +87,7 @@ def interrupting(handler):
 
 
 def told(function):
-    """The class of what the function raises; None: it returned."""
+    """Return the class of the exception that the function raises, or None if it returns."""
     try:
         function()
     except BaseException as error:
@@ -96,8 +96,8 @@ def told(function):
 
 
 def parent_and_child(act, go_on=lambda: None):
-    """Interrupt act() by a handler that forks. Returns what act() raised in the child and in the
-    parent; the parent calls go_on(), and waits until the child has ended, in the handler."""
+    """Interrupt act() by a handler that forks. Return what act() raised in the child and in the
+    parent. The parent's handler calls go_on() and waits until the child has ended."""
     read, write = os.pipe()
     pids = []
 
@@ -124,7 +124,7 @@ def parent_and_child(act, go_on=lambda: None):
 
 
 def deleting(d, keys=(1,)):
-    """A block that is inside, and deletes its keys at its end."""
+    """Return an entered block whose end will delete its keys, and what entering it returned."""
     block = d.locked_many(keys) if len(keys) > 1 else d.locked(keys[0])
     inside = block.__enter__()
     for section in inside if len(keys) > 1 else [inside]:
@@ -138,7 +138,7 @@ def leave(block):
 
 @pytest.mark.parametrize("use", ["roll_back", "delete", "value", "__exit__"])
 def test_handler_cannot_use_a_section_whose_end_waits(held, use):
-    """L1: the handler gets an exception, and the section ends as without the handler."""
+    """L1: a handler that uses the waiting section gets an exception; the section ends as usual."""
     d = held.shared
     block, section = deleting(d)
     refused = []
@@ -160,7 +160,8 @@ def test_handler_cannot_use_a_section_whose_end_waits(held, use):
 
 
 def test_handler_that_closes_the_map_does_not_stop_an_end(held):
-    """L1: the handle stays attached until the section has ended."""
+    """L1: a handle that is closed by a signal handler stays attached until its section has
+    ended."""
     d = held.shared
     with SharedDict.open(d.name, value=object, timeout=60) as own:
         block, _ = deleting(own)
@@ -177,7 +178,7 @@ def test_handler_that_closes_the_map_does_not_stop_an_end(held):
 
 @pytest.mark.parametrize("keys", [(1,), (1, 2)], ids=["one", "several"])
 def test_child_forked_while_an_end_waits_leaves_the_end_to_its_parent(held, keys):
-    """L1, L2, C1: the child gets an exception, changes nothing, and no context of the parent's."""
+    """L1, L2, C1: the child gets an exception, and changes neither the map nor a context."""
     d = held.shared
     block, _ = deleting(d, keys)
 
@@ -188,7 +189,7 @@ def test_child_forked_while_an_end_waits_leaves_the_end_to_its_parent(held, keys
 
 
 def test_child_forked_while_a_block_waits_for_its_second_key_has_no_part_in_it(make_map):
-    """L2: the first key is the parent's, so the child cannot be inside the block."""
+    """L2: the child cannot enter the block, because the block's first lock is the parent's."""
     m = make_map(timeout=60)
     for number in (1, 2):
         m[word(number)] = word(number)
@@ -202,7 +203,7 @@ def test_child_forked_while_a_block_waits_for_its_second_key_has_no_part_in_it(m
 
 
 def test_handler_cannot_enter_a_section_that_is_being_entered(make_map):
-    """L1: the section is entered once, and its lock is free at the end."""
+    """L1: a handler cannot enter a section that its thread is entering; the lock is free later."""
     m = make_map(timeout=60)
     m[word(1)] = word(1)
     section = m.locked(word(1))
@@ -223,7 +224,7 @@ def test_handler_cannot_enter_a_section_that_is_being_entered(make_map):
 
 
 def test_child_that_gives_up_its_parents_freeze_does_not_thaw_the_map(shared):
-    """The parent freezes the map, although a child that was forked during the wait gives up."""
+    """The parent's freeze() succeeds although a child forked during it gives the call up."""
     shared[4] = Slow()
     reader = threading.Thread(target=shared.get, args=(4,))
     reader.start()
@@ -250,7 +251,7 @@ def test_child_that_gives_up_its_parents_freeze_does_not_thaw_the_map(shared):
 
 
 def test_child_forked_inside_clear_leaves_the_rest_to_its_parent(make_map):
-    """The child gets an exception, and does nothing with its parent's context."""
+    """A child forked inside clear() gets an exception and leaves its parent's context alone."""
     m = make_map(max_entries=200_000, key_size=8, value_size=8)
     for number in range(150_000):
         m[word(number)] = word(number)
@@ -275,7 +276,8 @@ def test_child_forked_inside_clear_leaves_the_rest_to_its_parent(make_map):
 
 
 def test_child_forked_by_the_action_of_a_barrier_does_not_open_it(map_name):
-    """The parent opens it, once; the child gets BrokenBarrierError."""
+    """The parent opens the barrier, once; the child that its action forks gets
+    BrokenBarrierError."""
     pids = []
 
     def fork():

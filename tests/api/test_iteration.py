@@ -35,7 +35,7 @@ def walked(way, m, seed=0):
 
 @pytest.fixture(params=[None, COLLIDING], ids=["spread", "colliding"])
 def any_map(request, make_map):
-    """A map whose keys spread over its buckets, or all collide."""
+    """A map whose keys either spread over its buckets or all collide."""
     return make_map(_seeds=request.param)
 
 
@@ -45,7 +45,8 @@ def any_map(request, make_map):
 @each_way
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 14, 32, 33, 65, 300])
 def test_a_walk_of_an_unchanged_map_delivers_every_entry_once(any_map, way, count):
-    """I1: short chains and long ones, also with more equal hashes than are sorted at a time."""
+    """I1: walks are exact in short and long chains, also beyond the equal hashes sorted at a
+    time."""
     keys = fill(any_map, count)
 
     pairs = walked(way, any_map)
@@ -57,7 +58,8 @@ def test_a_walk_of_an_unchanged_map_delivers_every_entry_once(any_map, way, coun
 @each_way
 @pytest.mark.parametrize("expired", [1, 31, 32, 33, 200])
 def test_a_walk_passes_expired_entries_of_a_long_chain(make_map, way, expired):
-    """I1, H1: however many of them are in front of the live ones; that is no damage."""
+    """I1, H1: a walk passes any number of expired entries in front of live ones; they are no
+    damage."""
     m = make_map(value_size=16, fields=[Timer(0)], _seeds=COLLIDING)
     live = set(fill(m, 3, first=1_000_000)) | set(fill(m, 1))
     for key in fill(m, expired, first=1):
@@ -80,7 +82,7 @@ KEEPERS = {
 
 @pytest.mark.parametrize("value_size", [1, 8, 20, 600])
 def test_objects_of_a_walk_that_the_caller_keeps_never_change(make_map, seed, value_size):
-    """I1: an iterator uses pairs, keys and values again only if the caller has dropped them."""
+    """I1: an iterator fills a pair, key or value again only if the caller has dropped it."""
     m = make_map(max_entries=400, value_size=value_size)
     expected = {key: value_of(key, value_size) for key in fill(m, 400)}
     rng = random.Random(seed)
@@ -118,7 +120,7 @@ def test_the_iterator_keeps_no_reference_to_its_last_object(make_map, view):
         pass
 
     other = {"keys": word(500), "values": word(600), "items": (word(700), word(800))}.pop(view)
-    # Counted in a list: since Python 3.14 a local variable that is an argument is counted or not.
+    # In a list, since from Python 3.14 on a local variable may pass an argument without a count.
     mine, usual = (sys.getrefcount(one) for one in [found, other])
     assert mine == usual
 
@@ -129,7 +131,7 @@ def test_the_iterator_keeps_no_reference_to_its_last_object(make_map, view):
     [(1, 1), (2, 7), (3, 9), (4, 4), (5, 8), (7, 130), (8, 600), (8, 65536), (8, 70001)],
 )
 def test_a_walk_works_for_keys_and_values_of_all_sizes(make_map, way, key_size, value_size):
-    """I1, R2: odd sizes, and entries so large that an iterator reads only one ahead."""
+    """I1, R2: walks work for odd sizes, and for entries so large that only one is read ahead."""
     m = make_map(key_size=key_size, value_size=value_size)
     keys = fill(m, 50)
 
@@ -137,7 +139,7 @@ def test_a_walk_works_for_keys_and_values_of_all_sizes(make_map, way, key_size, 
 
 
 def test_long_keys_are_ordered_by_all_their_bytes(make_map):
-    """I1: keys that differ in their last byte only."""
+    """I1: a walk delivers all of the long keys that differ in their last byte only."""
     m = make_map(key_size=64)
     keys = [bytes(63) + bytes([number]) for number in range(200)]
     for key in keys:
@@ -156,7 +158,7 @@ def next_keys(m):
 
 
 def test_the_order_outlives_growth_and_shrinkage(any_map, map_name):
-    """I1: entries that stay keep their order, for every handle."""
+    """I1: entries that stay in the map keep their order for every handle."""
     keys = fill(any_map, 100)
     order = next_keys(any_map)
     with RHashMap.open(map_name, read_only=True) as other:
@@ -172,7 +174,7 @@ def test_the_order_outlives_growth_and_shrinkage(any_map, map_name):
 
 
 def test_ways_to_walk_differ_only_in_the_order_within_a_bucket(make_map):
-    """I1: batches and iterators deliver a bucket at once; the order of the buckets is the same."""
+    """I1: batches and iterators deliver whole buckets, in the same order of buckets."""
     m = make_map()
     fill(m, 500)
     order = next_keys(m)
@@ -183,7 +185,7 @@ def test_ways_to_walk_differ_only_in_the_order_within_a_bucket(make_map):
 
 
 def test_views_behave_like_those_of_a_dict(any_map):
-    """I1: each view can be walked repeatedly; len, in, set operations, equality."""
+    """I1: views support repeated walks, len(), in, the set operations and equality."""
     keys = fill(any_map, 40)
     pairs = {key: value_of(key, 8) for key in keys}
     views = any_map.keys(), any_map.values(), any_map.items()
@@ -227,7 +229,7 @@ def test_an_exhausted_iterator_stays_at_its_end(shm_map):
 
 
 def test_pairs_kept_by_the_caller_stay_as_they_were(any_map):
-    """An iterator uses a pair again only if the caller has no reference to it."""
+    """An iterator fills a pair again only if the caller has no reference to the pair."""
     keys = fill(any_map, 300)
 
     kept = list(any_map.items())
@@ -244,7 +246,7 @@ def test_pairs_kept_by_the_caller_stay_as_they_were(any_map):
 
 
 def test_a_closed_map_ends_its_iterators(make_map):
-    """H1: with MapClosed, however many entries the iterator has read ahead."""
+    """H1: after close() an iterator raises MapClosed, however many entries it has read ahead."""
     m = make_map()
     fill(m, 30)
     iterators = [iter(m), iter(m.values()), iter(m.items())]
@@ -272,7 +274,8 @@ def test_a_closed_map_ends_its_iterators(make_map):
 
 
 def test_walk_shows_every_bucket(make_map):
-    """G1: the buckets hold all entries, their levels divide up all hashes, chains have lines."""
+    """G1: the buckets hold all entries, their levels partition the hashes, and chains have
+    lines."""
     m = make_map()
     colliding = make_map(_seeds=COLLIDING)
     fill(m, 1000)
@@ -301,7 +304,7 @@ def test_walk_shows_more_buckets_than_one_call_reads(make_map):
 
 
 def test_next_key_of_none_is_the_first_and_of_the_last_is_none(any_map):
-    """I1 (kernel: next of NULL, ENOENT)."""
+    """I1: get_next_key() begins at None and ends with None (kernel: NULL, and ENOENT)."""
     assert any_map.get_next_key() is None
     assert any_map.get_next_key(word(5)) is None
     keys = fill(any_map, 50)
@@ -314,7 +317,8 @@ def test_next_key_of_none_is_the_first_and_of_the_last_is_none(any_map):
 
 
 def test_next_key_of_an_absent_key_continues(any_map):
-    """I1: the kernel starts again at the first key; here a deleted key still has its place."""
+    """I1: get_next_key() continues after a deleted key; the kernel starts again at the first
+    key."""
     fill(any_map, 60)
     order = next_keys(any_map)
     deleted = order[10:40:3]
@@ -351,7 +355,7 @@ def test_next_key_refuses_an_argument_that_is_no_buffer(shm_map, key):
 
 
 def test_a_callback_that_returns_true_ends_for_each(any_map):
-    """The entry that it was called for is counted (kernel: bpf_for_each_map_elem)."""
+    """for_each() counts the entry whose callback ended it, like the kernel's helper."""
     fill(any_map, 30)
     visited = []
 
@@ -366,7 +370,7 @@ def test_a_callback_that_returns_true_ends_for_each(any_map):
 
 
 def test_a_callback_may_delete_the_entry_it_is_called_for(any_map):
-    """I1: the kernel stops there; here each entry is visited, and none is left."""
+    """I1: for_each() visits each entry although its callback deletes it; the kernel stops."""
     keys = fill(any_map, 300)
     visited = []
 
@@ -380,7 +384,7 @@ def test_a_callback_may_delete_the_entry_it_is_called_for(any_map):
 
 
 def test_a_callback_may_delete_other_entries(any_map):
-    """I1: an entry that is deleted before its turn is not visited, every other one is."""
+    """I1: for_each() visits every entry except those deleted before their turn."""
     fill(any_map, 300)
     order = list(any_map)
     visited = []
@@ -397,7 +401,7 @@ def test_a_callback_may_delete_other_entries(any_map):
 
 
 def test_a_callback_may_insert(make_map):
-    """I1: for_each ends although the callback makes the map grow."""
+    """I1: for_each() ends although its callback makes the map grow."""
     m = make_map(max_entries=100_000)
     keys = fill(m, 500)
     visited = []
@@ -415,7 +419,8 @@ def test_a_callback_may_insert(make_map):
 
 
 def test_a_callback_may_raise_or_close_the_map(make_map):
-    """Its exception is passed on; if it closes the map, for_each raises MapClosed."""
+    """for_each() passes on its callback's exception, and raises MapClosed if the callback
+    closes."""
     m = make_map()
     fill(m, 30)
 
@@ -428,7 +433,7 @@ def test_a_callback_may_raise_or_close_the_map(make_map):
 
 
 def test_a_callback_may_start_another_walk(any_map):
-    """Walks of one handle are independent."""
+    """Walks of one handle do not affect each other, also when one runs in a callback of another."""
     fill(any_map, 20)
     inner = []
 
@@ -438,7 +443,7 @@ def test_a_callback_may_start_another_walk(any_map):
 
 
 def test_threads_may_share_an_iterator(make_map):
-    """I1: each entry goes to exactly one thread."""
+    """I1: an iterator that threads share delivers each entry to exactly one of them."""
     m = make_map(max_entries=100_000)
     m.update_many(numpy.arange(50_000), numpy.arange(50_000))
     got = []

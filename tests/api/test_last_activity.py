@@ -1,4 +1,4 @@
-"""info()["last_activity_ns"]: when the map was last used, as exactly as is possible at no cost."""
+"""info()["last_activity_ns"]: when the map was last used, as precisely as costs nothing."""
 
 import time
 
@@ -9,7 +9,7 @@ from support.jobs import word
 
 from shmrhash import RHashMap
 
-NOTICED = 1024  # operations of a thread from one time that it stores to the next
+NOTICED = 1024  # how many operations a thread performs between two times that it stores
 
 
 def last(m):
@@ -41,7 +41,7 @@ def test_a_thousand_operations_renew_last_activity(make_map, act):
 
 
 def test_the_first_use_and_the_exit_of_a_process_renew_last_activity(make_map):
-    """The times are known also after the process has exited."""
+    """The last activity is known also after the process that used the map has exited."""
     m = make_map()
     m[word(1)] = word(1)
     before = time.time_ns()
@@ -63,7 +63,7 @@ def test_the_first_use_and_the_exit_of_a_process_renew_last_activity(make_map):
 
 
 def test_reading_and_info_do_not_renew_last_activity(make_map):
-    """A read-only handle changes nothing in the segment, and info() is not counted."""
+    """A read-only handle changes nothing in the segment, and info() does not count as a use."""
     m = make_map()
     m[word(1)] = word(1)
     before = last(m)
