@@ -48,7 +48,8 @@ class Rows:
 
 
 class Entries:
-    """A SharedDict of numbers to objects, each 1,000 bytes or more: they are kept by reference."""
+    """A SharedDict of numbers to objects, each of at least 1,000 bytes and so stored by
+    reference."""
 
     def __init__(self, handle):
         self.handle = handle
@@ -80,7 +81,7 @@ class Entries:
 
 @pytest.fixture(params=[Rows, Entries])
 def several(request, make_map, map_name):
-    """Five keys, 0 to 4, with the values 10 to 14."""
+    """A map or dict with five keys, 0 to 4, whose values are 10 to 14."""
     with contextlib.ExitStack() as stack:
         if request.param is Rows:
             handle = make_map(value_size=SIZE, timeout=0.05)
@@ -101,7 +102,7 @@ BEFORE = {number: 10 + number for number in range(5)}
 
 
 def test_all_values_are_stored_and_all_deletions_made_at_the_end(several):
-    """L2: readers find the old values until the block ends."""
+    """L2: readers find the old values of all keys until the block ends."""
     with several.locked_many([3, 0, 4, 1]) as (three, zero, four, one):
         several.store(three, 93)
         several.store(zero, 90)
@@ -160,7 +161,7 @@ def test_default_is_inserted_first_and_stays(several):
 
 
 def test_nothing_is_stored_if_a_key_was_deleted_inside_the_block(several):
-    """L2: all of the keys or none."""
+    """L2: if one key was deleted, the block stores no value, not even those of the other keys."""
     block = several.locked_many([0, 1, 2])
     for section in block.__enter__():
         several.store(section, 90)
@@ -233,7 +234,7 @@ def test_child_of_fork_cannot_end_the_block_and_the_parent_can(several):
 
 
 def test_two_callers_with_opposite_orders_do_not_deadlock(several):
-    """L2: each of two threads adds to both values; no addition is lost."""
+    """L2: two threads add to two values in opposite orders; no addition is lost."""
     turns = 200
 
     def work(keys):
@@ -258,7 +259,7 @@ def test_two_callers_with_opposite_orders_do_not_deadlock(several):
 
 
 def test_more_keys_than_contexts_are_refused_and_nothing_is_lost(make_map):
-    """L2: 4,096 contexts are there; an exception says so, and the map works as before."""
+    """L2: more keys than the 4,096 contexts raise an exception, and the map works as before."""
     m = make_map(max_entries=5000)
     keys = [word(number) for number in range(4200)]
     for key in keys:
@@ -284,7 +285,7 @@ def test_timeout_is_that_of_a_key(make_map):
 
 
 def test_value_that_cannot_be_stored_stops_all(map_name):
-    """L2: an object without a pickle; a value that does not fit into the dict's memory."""
+    """L2: a value that has no pickle, or no room in the dict, stops the storing of all values."""
     with SharedDict.create(map_name, key=int, value=object, max_bytes=1 << 20) as d:
         d[1], d[2] = "one", "two"
         for wrong, error in ((lambda: 0, Exception), (b"x" * (2 << 20), shmrhash.OutOfMemory)):
@@ -331,7 +332,7 @@ def test_entry_that_expires_in_the_block_stops_all(map_name):
     with SharedDict.create(map_name, key=int, value=int, ttl=3600) as d:
         d[1] = 1
         entered, ttl = False, 0.03
-        while not entered:  # ends: on a busy machine the entry lives longer
+        while not entered:  # ends, since each round doubles the entry's life
             d.set(2, 2, ttl=ttl)
             with pytest.raises(KeyError) as refused, d.locked_many([1, 2]) as (one, two):  # noqa: PT012
                 entered = True
@@ -360,7 +361,7 @@ def test_long_keys_keep_their_objects(map_name):
 
 
 def test_killed_owner_of_many_keys_leaves_them_free(make_map):
-    """C1, L2: killed inside the block: nothing is stored, and the keys are free."""
+    """C1, L2: a process killed inside the block has stored nothing, and its keys become free."""
     m = make_map(value_size=SIZE)
     keys = [word(number) for number in range(50)]
     for key in keys:

@@ -1,4 +1,4 @@
-"""Sections of one process and its threads. Those of several processes have files of their own."""
+"""Sections of one process and its threads. Those of several processes are tested in other files."""
 
 import signal
 import struct
@@ -35,7 +35,7 @@ def held(m):
 
 
 def test_the_buffer_of_a_section_is_stored_at_its_end(m):
-    """L1: by slices, struct and the buffer protocol; readers see the old value until the end."""
+    """L1: a section's buffer is stored at its end; readers see the old value until then."""
     with m.locked(word(1)) as value:
         assert (len(value), bytes(value), value[0]) == (SIZE, OLD, 0)
         value[0] = 7
@@ -50,7 +50,7 @@ def test_the_buffer_of_a_section_is_stored_at_its_end(m):
 
 @pytest.mark.parametrize("how", ["raise", "roll back"])
 def test_nothing_is_stored_if_the_block_fails(m, how):
-    """L1, C1: the value is unchanged, and the lock is free."""
+    """L1, C1: after an exception in the block the value is unchanged, and the lock is free."""
     try:
         with m.locked(word(1)) as value:
             value[:] = NEW
@@ -71,7 +71,7 @@ def test_a_section_deletes_its_key(m):
 
 
 def test_a_section_creates_its_key(m):
-    """L1: the created value stays even if the section stores nothing."""
+    """L1: a section creates its key with the default, which stays even if nothing is stored."""
     with pytest.raises(shmrhash.KeyNotFound):
         m.locked(word(9)).__enter__()
     section = m.locked(word(9), default=OTHER)
@@ -148,7 +148,7 @@ def test_locked_many_locks_nothing_if_one_key_is_absent(m):
 
 
 def test_locked_many_stores_nothing_when_one_key_is_gone(m):
-    """L2: all of the keys or none."""
+    """L2: if one of the keys was deleted, locked_many() stores no value at all."""
     several = m.locked_many(map(word, range(3)))
     for value in several.__enter__():
         value[:] = NEW
@@ -230,7 +230,7 @@ CUTTING = {
 
 @pytest.mark.parametrize("how", WAITING)
 def test_an_operation_that_would_change_a_locked_value_waits(m, held, how):
-    """L1: until the handle's timeout; then nothing is changed, and no other lock is left."""
+    """L1: a change waits until the handle's timeout; then nothing is changed or left locked."""
     with pytest.raises(shmrhash.LockTimeout):
         WAITING[how](m)
     assert m[word(1)] == OLD
@@ -239,7 +239,8 @@ def test_an_operation_that_would_change_a_locked_value_waits(m, held, how):
 
 @pytest.mark.parametrize("how", WAITING)
 def test_waiting_for_a_section_of_the_same_thread_is_a_deadlock_error(m, how):
-    """L1: EDEADLK at once, even if the handle's timeout is infinite."""
+    """L1: waiting for an own section is EDEADLK at once, even if the handle's timeout is
+    infinite."""
     with RHashMap.open(m.name, timeout=float("inf")) as patient:
         with patient.locked(word(1)), pytest.raises(shmrhash.DeadlockError):
             WAITING[how](patient)
@@ -250,13 +251,13 @@ def test_waiting_for_a_section_of_the_same_thread_is_a_deadlock_error(m, how):
 
 @pytest.mark.parametrize("how", PASSING)
 def test_an_operation_that_only_reads_does_not_wait(m, held, how):
-    """R1, R2: neither does an operation that would not change the locked value."""
+    """R1, R2: an operation that would not change the locked value does not wait for its section."""
     PASSING[how](m)
     assert m[word(1)] == OLD
 
 
 def test_an_insertion_with_f_lock_is_refused_or_waits(m, held):
-    """L1: in both cases nothing is stored over a locked value."""
+    """L1: a NOEXIST insertion with BPF_F_LOCK stores nothing over a locked value."""
     with pytest.raises((shmrhash.KeyExists, shmrhash.LockTimeout)):
         m.update(word(1), NEW, BPF_NOEXIST | BPF_F_LOCK)
     assert m[word(1)] == OLD
@@ -265,7 +266,7 @@ def test_an_insertion_with_f_lock_is_refused_or_waits(m, held):
 @pytest.mark.parametrize("how", CUTTING)
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "inserted-again"])
 def test_deleting_a_locked_key_ends_its_section_with_key_gone(m, how, again):
-    """L1: nothing is written, not even where the element is in use again."""
+    """L1: a section whose key was deleted writes nothing, even if its element is in use again."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
     CUTTING[how](m)
@@ -281,7 +282,7 @@ def test_deleting_a_locked_key_ends_its_section_with_key_gone(m, how, again):
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
 def test_a_lock_is_waited_for_until_the_timeout(m, held, timeout):
-    """L1: not less; how much longer depends on the machine."""
+    """L1: a wait lasts at least the timeout; how much longer depends on the machine."""
     began = time.monotonic()
     with pytest.raises(shmrhash.LockTimeout):
         m.locked(word(1), timeout=timeout).__enter__()
@@ -296,7 +297,7 @@ def test_a_wait_without_timeout_ends_when_the_lock_is_released(m, held):
 
 
 def test_a_signal_ends_a_wait(m, held):
-    """L1: KeyboardInterrupt is raised, and the lock stays with its owner."""
+    """L1: a signal ends a wait with KeyboardInterrupt, and the lock stays with its owner."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
@@ -313,7 +314,7 @@ def test_a_signal_ends_a_wait(m, held):
 
 
 def test_a_section_stores_its_value_after_the_map_grew_and_shrank(m):
-    """L1, G1: the element is found again in the bucket to which its key has moved."""
+    """L1, G1: a section finds its element again in the bucket to which its key has moved."""
     with m.locked(word(1)) as value:
         value[:] = NEW
         for number in range(100, 3000):
@@ -325,7 +326,7 @@ def test_a_section_stores_its_value_after_the_map_grew_and_shrank(m):
 
 
 def test_a_section_is_stored_although_its_handle_was_closed(m):
-    """L1: closing waits for the section to end, as for any operation."""
+    """L1: close() waits for the end of a section, as for the end of any operation."""
     with RHashMap.open(m.name) as other:
         with m.locked(word(1)) as value:
             value[:] = NEW
@@ -334,7 +335,7 @@ def test_a_section_is_stored_although_its_handle_was_closed(m):
 
 
 def test_a_section_stores_nothing_if_the_map_was_frozen_during_it(m):
-    """L1: FrozenMap at the end of the section; the lock is free."""
+    """L1: a section raises FrozenMap at its end if the map was frozen; its lock is free."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
     m.freeze()

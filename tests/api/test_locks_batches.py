@@ -11,7 +11,7 @@ from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, RHashMap
 SIZE = 16
 OLD, NEW = bytes(SIZE), b"n" * SIZE
 KEYS = [word(number) for number in range(3)]
-MIDDLE = KEYS[1]  # locked in these tests
+MIDDLE = KEYS[1]  # the key that is locked in these tests
 VALUES = [NEW] * 3
 ONES = np.ones(3, "<i8")
 
@@ -26,7 +26,7 @@ def m(make_map):
 
 @pytest.fixture
 def held(m):
-    """Another thread holds the middle key until the test ends."""
+    """Another thread holds the lock of the middle key until the test ends."""
     with locked_elsewhere(m, MIDDLE) as leave:
         yield leave
 
@@ -35,7 +35,7 @@ def contents(m):
     return {key: m.lookup(key) for key in KEYS}
 
 
-# For each operation, also the value that it leaves under the keys before the locked one.
+# Each operation, and the value that it leaves under the keys before the locked one.
 WAITING = {
     "lookup_many F_LOCK": (lambda m: m.lookup_many(KEYS, BPF_F_LOCK), OLD),
     "update_batch": (lambda m: m.update_batch(KEYS, VALUES), NEW),
@@ -65,7 +65,7 @@ every_waiting = pytest.mark.parametrize("how", WAITING)
 
 @every_waiting
 def test_a_batch_waits_at_the_locked_key(m, held, how):
-    """L1: until the timeout; the keys before it are done and counted, it and later ones not."""
+    """L1: a batch waits at a locked key until its timeout, with only the keys before it done."""
     act, before = WAITING[how]
     with pytest.raises(shmrhash.LockTimeout) as raised:
         act(m)
@@ -75,7 +75,7 @@ def test_a_batch_waits_at_the_locked_key(m, held, how):
 
 @every_waiting
 def test_a_batch_goes_on_when_the_locked_key_is_released(m, held, how):
-    """L1: each key is done once."""
+    """L1: a batch that has waited for a locked key treats each key once."""
     act, before = WAITING[how]
     with RHashMap.open(m.name, timeout=20) as patient:
         held.set()
@@ -85,7 +85,7 @@ def test_a_batch_goes_on_when_the_locked_key_is_released(m, held, how):
 
 @every_waiting
 def test_a_batch_that_meets_its_threads_own_section_is_a_deadlock_error(m, how):
-    """L1: EDEADLK at once, with the keys before it done."""
+    """L1: a batch that meets its thread's section is EDEADLK at once, with the keys before done."""
     act, before = WAITING[how]
     with (
         RHashMap.open(m.name, timeout=float("inf")) as patient,
@@ -99,14 +99,15 @@ def test_a_batch_that_meets_its_threads_own_section_is_a_deadlock_error(m, how):
 
 @pytest.mark.parametrize("how", PASSING)
 def test_a_batch_that_only_reads_does_not_wait(m, held, how):
-    """R1, R2: neither does a batch that stores nothing under the locked key."""
+    """R1, R2: a batch that would store nothing under the locked key does not wait for its
+    section."""
     PASSING[how](m)
     assert contents(m) == dict.fromkeys(KEYS, OLD)
 
 
 @pytest.mark.parametrize("how", CUTTING)
 def test_a_batch_of_deletions_ends_a_section_with_key_gone(m, how):
-    """L1: without BPF_F_LOCK the batch does not wait."""
+    """L1: a batch of deletions without BPF_F_LOCK does not wait for the section of a key."""
     section = m.locked(MIDDLE)
     section.__enter__()[:] = NEW
     CUTTING[how](m)
@@ -116,12 +117,12 @@ def test_a_batch_of_deletions_ends_a_section_with_key_gone(m, how):
 
 
 def test_a_taking_batch_with_f_lock_leaves_the_locked_entry(m):
-    """L1: it returns early with the entries it has; the locked one can be taken later."""
+    """L1: a taking batch returns its entries before a locked one, which can be taken later."""
     taken = []
 
     def take_all():
         cursor = None
-        while True:  # each turn takes at least one entry, or raises
+        while True:  # each call takes at least one entry, or raises
             batch = m.lookup_and_delete_batch(cursor, flags=BPF_F_LOCK)
             taken.extend(bytes(key) for key in batch.keys)
             cursor = batch.cursor
@@ -144,7 +145,8 @@ def test_a_taking_batch_with_f_lock_leaves_the_locked_entry(m):
 
 @pytest.mark.parametrize("dtype", ["u1", "<i2", "<u4", "<f4", "<f8", "V8", "<i4, <f8, <u4"])
 def test_values_written_into_the_array_are_stored(m, dtype):
-    """L1: the array is the section's buffer; nothing is visible before the end of the section."""
+    """L1: an array of values is its section's buffer, and is not visible before the section
+    ends."""
     with m.locked(MIDDLE) as value:
         array = value.as_array(dtype)
         assert array.dtype == np.dtype(dtype)
@@ -166,7 +168,7 @@ def test_arrays_and_slices_share_the_section_buffer(m):
 
 
 def test_writing_to_an_array_after_its_section_changes_nothing(m):
-    """L1: the array keeps a private copy alive; it is not in the map."""
+    """L1: after the section its array is a private copy, which is not in the map."""
     with m.locked(MIDDLE) as value:
         array = value.as_array("u1")
         array[:] = 1

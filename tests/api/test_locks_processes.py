@@ -1,4 +1,4 @@
-"""BPF_F_LOCK with four writing and four reading processes, as in the kernel's map_lock, htab_reuse.
+"""BPF_F_LOCK with four writers and four readers in processes, as in map_lock and htab_reuse.
 
 Each of the eight does ROUNDS rounds, and goes on until all have. With BPF_F_LOCK and without, no
 reader gets a mixture of two values (R2), or a value older than one that it saw before (W1).
@@ -20,15 +20,15 @@ SIZE = 64
 NUMBERS = struct.Struct("<16I")
 KEYS_EACH = 2  # keys of each writer in htab_reuse
 ROUNDS = 10_000
-ROUNDS_MAX = 100 * ROUNDS  # the bound if a process dies
-DONE = word(1 << 32)  # the key of the number of processes that have done their rounds
+ROUNDS_MAX = 100 * ROUNDS  # an upper bound, which is reached only if a process dies
+DONE = word(1 << 32)  # the key of a count: the processes that have done their rounds
 
 processes = pytest.mark.parametrize("method", ["fork", SPAWN])
 flagged = pytest.mark.parametrize("flags", [0, BPF_F_LOCK], ids=["plain", "F_LOCK"])
 
 
 def rounds_together(gate, m):
-    """Count rounds, at least ROUNDS, until all eight processes have done as many."""
+    """Yield round numbers, at least ROUNDS of them, until all eight processes have done as many."""
     gate.wait()
     for number in range(ROUNDS_MAX):
         yield number
@@ -54,7 +54,7 @@ def count_in_sections(gate, m):
 
 
 class Seen:
-    """The counts that one reader saw: 16 equal numbers, never less than before."""
+    """The counts that one reader saw: 16 equal numbers, which never decrease."""
 
     def __init__(self):
         self.number = self.changes = self.reads = 0
@@ -98,7 +98,7 @@ def test_values_of_sections_are_uniform(make_map, method, flags):
 
 
 def count_bare(gate, memory):
-    """The same without a lock: other writers run between any two numbers."""
+    """Do as count_in_sections, but without a lock: other writers run between any two numbers."""
     gate.wait()
     for _ in range(1_000):
         (number,) = struct.unpack_from("<I", memory)
@@ -142,7 +142,7 @@ def wait_in_vain(name, how):
 
 @pytest.mark.parametrize("how", WAITING)
 def test_a_read_only_handle_waits_without_storing_anything(make_map, how):
-    """L1: also after a wait so long that a writer would claim the next turn in the map."""
+    """L1: a read-only handle waits without a store, also after the time to claim the next turn."""
     m = make_map(value_size=SIZE, max_entries=2)
     m[word(0)] = bytes(SIZE)
     with m.locked(word(0)):
@@ -168,7 +168,8 @@ def reuse(gate, m, writer, flags):
 
 
 def read_reused(gate, m, flags):
-    """Return (reads, found). A key is absent or has its own whole value, never an older one."""
+    """Return (reads, found). A key must be absent or have its own whole value, never an older
+    one."""
     seen = dict.fromkeys(range(KEYS_EACH * WRITERS), 0)
     reads = found = 0
     for _ in rounds_together(gate, m):
@@ -191,7 +192,7 @@ def read_reused(gate, m, flags):
 @processes
 @pytest.mark.thorough
 def test_reused_elements_have_the_values_of_their_keys(make_map, method, flags):
-    """R1, R2, L1 (htab_reuse): with or without the lock, no reader gets another key's value."""
+    """R1, R2, L1 (htab_reuse): no reader gets another key's value, with BPF_F_LOCK or without."""
     m = make_map(value_size=SIZE, max_entries=2 * KEYS_EACH * WRITERS, timeout=60)
 
     results = run_together(

@@ -23,7 +23,7 @@ CHECK_EVERY_STEPS = 7
 HANDLES_MAX = 4
 
 # Key size, value size, max_entries. 8/8 has its own code in the core; sizes that are no multiple of
-# 8 leave padding, and a value below 8 bytes has no room for add().
+# 8 leave padding, and a value of less than 8 bytes has no room for add().
 GEOMETRIES = [
     (8, 8, 1),
     (8, 8, 2),
@@ -329,14 +329,14 @@ def test_every_operation_agrees_with_the_model(seed, map_name, geometry):
 @pytest.mark.parametrize("max_entries", [1, 7, 20, 64])
 @pytest.mark.parametrize("forced_seeds", FORCED_SEEDS, ids=lambda s: f"{s[0]:x}-{s[1]:x}")
 def test_colliding_keys_agree_with_the_model(seed, map_name, forced_seeds, max_entries):
-    """W1, W2: the same when all hashes are equal or nearly so, because of chosen seeds."""
+    """W1, W2: maps whose seeds make all hashes equal, or nearly so, agree with the model."""
     run_machine(seed, map_name, (8, 8, max_entries), examples=4, forced_seeds=forced_seeds)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "-".join(map(str, g)))
 def test_every_operation_agrees_with_the_model_for_long(seed, map_name, geometry):
-    """W1, W2: the same with many more orders of operations."""
+    """W1, W2: many more random orders of operations give the model's results and errnos."""
     run_machine(seed, map_name, geometry, examples=300)
     if geometry[:2] == (8, 8):
         for forced_seeds in FORCED_SEEDS:

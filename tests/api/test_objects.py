@@ -31,7 +31,7 @@ def objects_offset(handle):
 
 @pytest.fixture
 def patch(words):
-    """A function that writes words into the segment without the map's knowledge."""
+    """Return a function that writes words into the segment without the map's knowledge."""
     path = words.info()["path"]
 
     def write(offset, *numbers):
@@ -43,7 +43,7 @@ def patch(words):
 
 @pytest.mark.parametrize(("more", "said"), [(7, "7"), (-2, "-2")])
 def test_check_finds_a_wrong_budget(words, patch, more, said):
-    """M1: check() counts the pages in use, and compares."""
+    """M1: check() counts the pages in use, and compares their number with the budget."""
     words[b"a"] = bytes(5000)
     words.check()
     pages = facts(words)["bytes_committed"] // mmap.PAGESIZE
@@ -175,7 +175,7 @@ def test_a_view_outlives_its_handle(map_name):
 
 
 def test_raw_copies_have_no_references_in_them(words):
-    """Like the kernel's special fields: bytes never get into them from outside, nor out."""
+    """The bytes of special fields are neither read nor written from outside, as in the kernel."""
     words[b"key"] = b"value"
     handle = words.handle
     (raw,) = handle
@@ -183,7 +183,7 @@ def test_raw_copies_have_no_references_in_them(words):
     assert handle[raw] == bytes(16)
     assert list(handle.values()) == [bytes(16)]
     assert handle.lookup_batch(None, 1).values[0].tobytes() == bytes(16)
-    handle[raw] = b"\xff" * 16  # resets the special fields, and frees their object
+    handle[raw] = b"\xff" * 16  # this resets the special fields and frees their object
 
     assert handle[raw] == bytes(16)
     assert facts(words)["count"] == 0
@@ -213,7 +213,8 @@ def test_a_raw_section_leaves_special_fields_alone(map_name):
 
 
 def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
-    """Like the kernel while destructors run: insertions are EBUSY; updates and deletions go on."""
+    """While a map is cleared, insertions are EBUSY, as in the kernel; updates and deletions
+    work."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
         handle[b"a" * 8] = b"1" * 8
         with open(handle.info()["path"], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
@@ -229,7 +230,7 @@ def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
 
 
 def test_schema_and_fields_of_a_closed_map_raise_map_closed(map_name):
-    """H1: never a crash."""
+    """H1: reading schema or fields of a closed map raises MapClosed."""
     handle = RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10)
     handle.unlink()
     handle.close()
@@ -259,7 +260,8 @@ def shown(count, data):
 
 
 def test_a_kptr_is_exchanged_and_freed_with_its_element(special):
-    """Like bpf_kptr_xchg: the previous object is returned; a deletion frees the last one."""
+    """Storing a Kptr returns the previous object, like bpf_kptr_xchg; deletion frees the last
+    one."""
     special[PAIR] = b"\xff" * 32
     assert special[PAIR] == shown(1, b"\xff" * 8)
     assert special.kptr_get(PAIR, 8) is None
@@ -283,7 +285,7 @@ def test_a_kptr_is_exchanged_and_freed_with_its_element(special):
 
 
 def test_an_update_frees_the_old_objects_and_resets_special_fields(special):
-    """Like the kernel's update, which copies first and then frees the old value's fields."""
+    """An update copies the new value and then frees the old value's fields, as in the kernel."""
     special[PAIR] = bytes(32)
     special.kptr_xchg(PAIR, b"object", 8)
     assert special.add(PAIR, 3, offset=16) == 4
@@ -315,7 +317,7 @@ def test_an_expired_entry_is_absent_to_every_operation(special):
     assert not any(special.lookup_many(PAIR)[1])
     assert special.lookup_batch(None, 5).count == 0
     assert not special.timer_set(PAIR, 0)
-    assert len(special) == 1  # until an operation meets it that would change it
+    assert len(special) == 1  # until an operation that would change it removes it
     with pytest.raises(KeyError):
         special.kptr_get(PAIR, 8)
     with pytest.raises(KeyError):
@@ -340,7 +342,7 @@ def test_an_expired_entry_is_absent_to_every_operation(special):
 
 
 def test_expire_deletes_expired_entries_only(special):
-    """Entries whose deadline is in the future, or that have none, stay."""
+    """expire() keeps entries that have no deadline or a deadline in the future."""
     for number in range(50):
         special[struct.pack("<Q", number)] = bytes(32)
     for number in range(50):  # set afterwards, because an insertion may remove expired entries
@@ -353,7 +355,7 @@ def test_expire_deletes_expired_entries_only(special):
 
 
 def test_opening_a_map_takes_its_special_fields_from_the_segment(special):
-    """H1: without arguments; and open_or_create with other fields is refused."""
+    """H1: open() needs no fields=; open_or_create() with other fields is refused."""
     with RHashMap.open(special.name) as other:
         assert other._fields() == ((2, 0), (3, 8), (4, 16))
         assert other.max_bytes == 1 << 20
@@ -363,7 +365,8 @@ def test_opening_a_map_takes_its_special_fields_from_the_segment(special):
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_lookup_with_f_lock_does_not_delete_an_expired_entry(map_name, read_only):
-    """R1: like any lookup. It once deleted the entry, which crashed on a read-only handle."""
+    """R1: a lookup with BPF_F_LOCK leaves an expired entry. It once deleted the entry, which
+    crashed on a read-only handle."""
     with RHashMap.create(
         map_name, key_size=8, value_size=16, max_entries=10, fields=[Timer(0)]
     ) as shared_map:

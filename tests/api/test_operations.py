@@ -37,7 +37,7 @@ def long_long(number):
 
 
 def refuses(error, number, operation):
-    """Assert that operation raises error with the errno number."""
+    """Assert that the operation raises the given error with the errno number."""
     with pytest.raises(error) as refused:
         operation()
     assert number == refused.value.errno
@@ -48,7 +48,7 @@ def refuses(error, number, operation):
 
 
 def test_lookup_update(make_map):
-    """W1 (kernel case lookup_update): absent, inserted, found."""
+    """W1 (kernel case lookup_update): a key is absent, then inserted, then found."""
     m = make_map(**RHASH)
     assert m.lookup(int_key(5)) is None
 
@@ -59,7 +59,7 @@ def test_lookup_update(make_map):
 
 
 def test_update_delete(make_map):
-    """W1 (kernel case update_delete): inserted, deleted, absent."""
+    """W1 (kernel case update_delete): a key is inserted, then deleted, then absent."""
     m = make_map(**RHASH)
     assert m.lookup(int_key(6)) is None
 
@@ -71,7 +71,7 @@ def test_update_delete(make_map):
 
 
 def test_update_elements(make_map):
-    """W1, W2 (kernel case update_elements): filled to the last entry, and emptied again."""
+    """W1, W2 (kernel case update_elements): a map is filled to its last entry and emptied again."""
     m = make_map(**RHASH)
 
     for number in range(128):
@@ -89,7 +89,8 @@ def test_update_elements(make_map):
 
 
 def test_update_exist(make_map):
-    """W1 (kernel case update_exist): EXIST needs the key, and then overwrites."""
+    """W1 (kernel case update_exist): an update with EXIST needs the key, and overwrites its
+    value."""
     m = make_map(**RHASH)
     refuses(
         shmrhash.KeyNotFound, errno.ENOENT, lambda: m.update(int_key(10), rhash_value(1), EXIST)
@@ -106,7 +107,8 @@ def test_update_exist(make_map):
 
 
 def test_update_any(make_map):
-    """W1 (kernel case update_any): ANY inserts, ANY overwrites."""
+    """W1 (kernel case update_any): an update with ANY inserts a key, and then overwrites its
+    value."""
     m = make_map(**RHASH)
 
     m.update(int_key(11), rhash_value(111), ANY)
@@ -119,7 +121,8 @@ def test_update_any(make_map):
 
 
 def test_noexist_duplicate(make_map):
-    """W1 (kernel case noexist_duplicate): the second NOEXIST is EEXIST and changes nothing."""
+    """W1 (kernel case noexist_duplicate): the second NOEXIST insertion is EEXIST; nothing
+    changes."""
     m = make_map(**RHASH)
 
     m.update(int_key(12), rhash_value(1), NOEXIST)
@@ -133,7 +136,7 @@ def test_noexist_duplicate(make_map):
 
 
 def test_delete_nonexistent(make_map):
-    """W1 (kernel case delete_nonexistent): ENOENT, a KeyError."""
+    """W1 (kernel case delete_nonexistent): deleting an absent key is ENOENT, a KeyError."""
     m = make_map(**RHASH)
 
     refused = refuses(shmrhash.KeyNotFound, errno.ENOENT, lambda: m.delete(int_key(99999)))
@@ -143,7 +146,7 @@ def test_delete_nonexistent(make_map):
 
 
 def test_map_extra_presize(make_map):
-    """K1 (kernel case map_extra_presize): the hint is reported; that many insertions succeed."""
+    """K1 (kernel case map_extra_presize): info() has the hint, and that many insertions succeed."""
     m = make_map(key_size=4, value_size=8, max_entries=1024, map_extra=256)
 
     assert m.info()["map_extra"] == 256
@@ -169,7 +172,7 @@ def test_map_extra_too_big(map_name):
 
 
 def test_hashmap(make_map):
-    """W1, W2 (kernel case test_hashmap): two entries, every flag, at the limit and beyond."""
+    """W1, W2 (kernel case test_hashmap): a map with room for two entries meets every flag."""
     m = make_map(key_size=8, value_size=8, max_entries=2)
 
     m.update(long_long(1), long_long(1234), ANY)
@@ -203,7 +206,7 @@ def test_hashmap(make_map):
 @pytest.mark.parametrize("value_size", [1, 2, 4, 8, 16, 100, 1000, 1 << 12, 1 << 15, 1 << 18])
 @pytest.mark.parametrize("key_size", [1, 2, 4, 8, 16, 64, 512])
 def test_hashmap_sizes(make_map, key_size, value_size):
-    """K1 (kernel case test_hashmap_sizes): all sizes; here also filled, refused, read, deleted."""
+    """K1 (kernel case test_hashmap_sizes): maps of all sizes are filled, read and deleted from."""
     m = make_map(key_size=key_size, value_size=value_size, max_entries=2)
     keys = [bytes([number]) * key_size for number in range(3)]
     values = [bytes([number + 100]) * value_size for number in range(3)]
@@ -222,7 +225,8 @@ def test_hashmap_sizes(make_map, key_size, value_size):
 
 
 def test_keys_of_65535_bytes(make_map):
-    """K1: the largest key size; keys that differ only in their last byte are different."""
+    """K1: keys may have 65,535 bytes, and those that differ in their last byte only are
+    different."""
     m = make_map(key_size=65535, value_size=1, max_entries=3)
     keys = [bytes(65534) + bytes([number]) for number in range(4)]
 
@@ -240,7 +244,7 @@ def test_keys_of_65535_bytes(make_map):
 @pytest.mark.parametrize("flags", [3, 7, 8, 16, 1 << 32, 1 << 63, -1])
 @pytest.mark.parametrize("present", [False, True])
 def test_update_refuses_other_flags(make_map, flags, present):
-    """K1: flags that do not exist or contradict each other are EINVAL, before any other check."""
+    """K1: update() refuses unknown or contradictory flags with EINVAL, before any other check."""
     m = make_map(max_entries=1)
     if present:
         m.update(word(1), word(2))
@@ -268,7 +272,7 @@ def test_lookups_refuse_other_flags(make_map, flags):
 
 
 def test_the_order_of_refusals_is_the_kernels(make_map):
-    """K1: EINVAL before EEXIST and ENOENT; ENOENT of EXIST before E2BIG of the full map."""
+    """K1: EINVAL comes before EEXIST and ENOENT; EXIST's ENOENT before the full map's E2BIG."""
     m = make_map(max_entries=1)
     m.update(word(1), word(1))
 
@@ -285,7 +289,7 @@ def test_the_order_of_refusals_is_the_kernels(make_map):
 
 @pytest.mark.parametrize("max_entries", [1, 2, 3, 31, 32, 33, 97, 1000, 4097])
 def test_the_limit_is_exact(make_map, max_entries):
-    """W2: max_entries keys fit, one more is E2BIG, a present one can be updated; repeatedly."""
+    """W2: a map takes max_entries keys; one more is E2BIG, but a present key can be updated."""
     m = make_map(max_entries=max_entries)
 
     for turn in range(3):
@@ -429,7 +433,7 @@ def test_the_error_for_a_wrong_size_has_both_sizes(make_map, size):
 
 @pytest.mark.parametrize("wrong", ["8 chars!", 8, 8.0, None, [1] * 8, {}], ids=repr)
 def test_argument_that_is_no_buffer_is_a_type_error_that_names_its_type(make_map, wrong):
-    """H1: str, numbers and lists are neither keys nor values."""
+    """H1: a str, number or list as key or value is a TypeError whose message names its type."""
     m = make_map()
 
     for operation in (
@@ -489,7 +493,7 @@ def test_add_returns_the_new_value(make_map):
 
 
 def test_add_to_an_absent_key(make_map):
-    """W1: without default it is KeyNotFound; with it, default + delta is inserted among zeros."""
+    """W1: add() to an absent key is KeyNotFound, or inserts default + delta among zeros."""
     m = make_map(value_size=24)
     refuses(shmrhash.KeyNotFound, errno.ENOENT, lambda: m.add(word(1), 5))
     assert word(1) not in m
@@ -514,7 +518,8 @@ def test_add_to_an_absent_key(make_map):
     ],
 )
 def test_add_wraps_around(make_map, before, delta):
-    """W1: sums beyond 64 bits wrap around as in the kernel, in present and in absent fields."""
+    """W1: add() wraps sums beyond 64 bits around as the kernel does, for present and absent
+    keys."""
     m = make_map()
     m.update(word(1), long_long(before))
     expected = wrap_around(before + delta)
@@ -528,7 +533,7 @@ def test_add_wraps_around(make_map, before, delta):
 
 @pytest.mark.parametrize("value_size", [8, 16, 20, 256])
 def test_add_changes_its_field_only(make_map, value_size):
-    """W1: eight bytes anywhere in a larger value are a counter, aligned or not."""
+    """W1: add() changes eight bytes anywhere in a larger value, aligned or not, and no others."""
     m = make_map(value_size=value_size)
     before = bytes(range(1, 256)) * 2
     m.update(word(1), before[:value_size])
@@ -548,7 +553,7 @@ def test_add_changes_its_field_only(make_map, value_size):
     [(8, 8), (8, 1), (8, -8), (16, 16), (20, 16), (7, 0), (4, 0), (8, 1 << 40)],
 )
 def test_add_beyond_the_value_is_refused(make_map, value_size, offset):
-    """H1: a field not wholly inside the value is EINVAL, whether the key is there or not."""
+    """H1: add() to a field not wholly inside the value is EINVAL, whether the key exists or not."""
     m = make_map(value_size=value_size)
     m.update(word(1), bytes(value_size))
 
@@ -589,7 +594,7 @@ def test_add_takes_numbers_modulo_64_bits(make_map, delta):
 
 
 def test_item_forms(make_map):
-    """W1: m[k], m[k] = v, del m[k], k in m and get() are lookup, update and delete."""
+    """W1: m[k], m[k] = v, del m[k], k in m and m.get() are lookup, update and delete."""
     m = make_map(max_entries=2)
 
     m[word(1)] = word(10)
@@ -615,7 +620,7 @@ def sized(number, size):
 
 
 def values_kept_at_random(m, rng, rounds):
-    """Look random numbers up and keep some of the bytes, in the ways in which a program can keep
+    """Look up random numbers and keep some of the bytes, in all ways in which a program can keep
     them. At the end all kept values and their hashes must be unchanged."""
     kept = []
     for _ in range(rounds):
@@ -638,7 +643,7 @@ def values_kept_at_random(m, rng, rounds):
 
 @pytest.mark.parametrize("value_size", [1, 8, 20, 600])
 def test_values_that_the_caller_keeps_never_change(make_map, seed, value_size):
-    """R2: a bytes object is used again only if the caller has dropped it."""
+    """R2: a handle fills a bytes object again only if the caller has dropped it."""
     m = make_map(max_entries=250, value_size=value_size)
     for number in range(250):
         m[word(number)] = sized(number, value_size)
@@ -647,7 +652,8 @@ def test_values_that_the_caller_keeps_never_change(make_map, seed, value_size):
 
 
 def test_values_that_threads_keep_never_change(make_map, seed):
-    """R2: threads that share a handle share the bytes objects that it uses again."""
+    """R2: bytes that a handle shared by threads has returned never change while a thread has
+    them."""
     m = make_map(max_entries=1000)
     for number in range(1000):
         m[word(number)] = word(number)
@@ -675,10 +681,11 @@ def test_a_deleted_map_has_no_reference_to_the_values_it_returned(map_name):
 
 
 def test_each_operation_is_counted_once(make_map):
-    """With keys and values of one word a hit takes the short path, and all else the usual path."""
+    """A hit in a map with keys and values of one word takes the short path, all else the usual
+    one."""
     m = make_map(max_entries=100)
 
-    m[word(0)] = word(0)  # from here on a context exists, which is marked, not taken
+    m[word(0)] = word(0)  # from now on operations mark the context, taking none
 
     def counted(operation, *arguments):
         before = m.info()["attached"][0]["operations"]
@@ -732,7 +739,7 @@ def test_clear_empties_the_map(make_map, entries):
 
 
 def test_context_manager_closes_the_handle_and_keeps_the_map(map_name):
-    """C2: the with block closes the handle, also after an exception, and unlinks nothing."""
+    """C2: a with block closes the handle, also after an exception, and unlinks nothing."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
         assert not m.closed
         m.update(word(1), word(2))
@@ -748,7 +755,7 @@ def test_context_manager_closes_the_handle_and_keeps_the_map(map_name):
 
 
 def test_repr_has_name_geometry_and_state(make_map, map_name):
-    """H1: the repr has the map's name, geometry and fill; that of a closed map says closed."""
+    """H1: repr() has the map's name, geometry and fill; for a closed map it says "closed"."""
     m = make_map(key_size=8, value_size=24, max_entries=777)
     m.update(word(1), bytes(24))
 
@@ -763,7 +770,7 @@ def test_repr_has_name_geometry_and_state(make_map, map_name):
 
 
 def test_pickled_handles_are_handles_of_the_same_map(make_map, map_name):
-    """C3: a handle is pickled as its name and what is expected of the map."""
+    """C3: a handle is pickled as the map's name and geometry, and unpickled by opening the map."""
     m = make_map()
     m.update(word(1), word(2))
 
@@ -779,7 +786,8 @@ def test_pickled_handles_are_handles_of_the_same_map(make_map, map_name):
 
 
 def test_unpickling_a_handle_of_a_missing_or_different_map_is_refused(make_map, map_name):
-    """H1: unpickling opens the map: SegmentMissing without one, LayoutMismatch with another."""
+    """H1: unpickling opens the map: it raises SegmentMissing or, for another map,
+    LayoutMismatch."""
     m = make_map()
     pickled = pickle.dumps(m)
     m.check()
@@ -828,7 +836,7 @@ INFO_KEYS = {
 
 @pytest.mark.parametrize("entries", [0, 1, 5000])
 def test_info_reports_geometry_counts_and_sizes(make_map, map_name, entries):
-    """G1: all keys are there, the counts are right, and the sizes are in their order."""
+    """G1: info() has all keys and the right counts; its sizes descend from reserved to used."""
     m = make_map(max_entries=10_000)
     for number in range(entries):
         m.update(word(number), word(number))

@@ -1,4 +1,4 @@
-"""Many processes or threads on one map, each test with an oracle that counts or compares.
+"""Many processes or threads use one map; each test has an oracle that counts or compares.
 
 The workers get the handle itself: threads share it, forked children inherit it, and spawned
 children get it pickled.
@@ -43,7 +43,7 @@ def test_no_addition_is_lost(seed, make_map, method):
 
 @methods
 def test_one_inserter_wins_each_key_and_one_taker_gets_it(make_map, method):
-    """W1: racing NOEXIST insertions, then racing lookup_and_delete, of the same keys."""
+    """W1: workers race to insert the same keys with NOEXIST, and then to take them."""
     m = make_map(max_entries=500)
     rounds, keys_per_round = 20, 300
 
@@ -85,7 +85,7 @@ def test_successful_insertions_less_deletions_are_the_entries_left(seed, make_ma
 @methods
 @pytest.mark.parametrize("max_entries", [1, 50, 1000, 3001])
 def test_racing_inserters_fill_the_map_exactly(make_map, method, max_entries):
-    """W2: twice as many keys as fit; max_entries insertions succeed, all others raise MapFull."""
+    """W2: of twice as many insertions as fit, max_entries succeed, and all others raise MapFull."""
     m = make_map(max_entries=max_entries)
     each = max_entries // 2 + 1
 
@@ -104,7 +104,7 @@ def test_racing_inserters_fill_the_map_exactly(make_map, method, max_entries):
 
 @methods
 def test_the_limit_holds_while_keys_come_and_go(seed, make_map, method):
-    """W2: churn with too little room; never too many entries, and room for exactly the rest."""
+    """W2: insertions and deletions near the limit never exceed it, and leave room for the rest."""
     m = make_map(max_entries=100)
 
     results = run_together(
@@ -124,7 +124,8 @@ def test_the_limit_holds_while_keys_come_and_go(seed, make_map, method):
 
 @methods
 def test_readers_find_stable_keys_while_the_map_grows_and_shrinks(seed, make_map, method):
-    """R1, G1: 2,000 keys stay while 20,000 come and go; readers find exactly the 2,000."""
+    """R1, G1: readers find exactly the 2,000 keys that stay, while 20,000 are inserted and
+    deleted."""
     stable_count, churned = 2_000, 10_000
     m = make_map(max_entries=100_000)
     for key in range(stable_count):
@@ -150,7 +151,7 @@ def test_readers_find_stable_keys_while_the_map_grows_and_shrinks(seed, make_map
 @methods
 @pytest.mark.thorough
 def test_keys_that_move_all_the_time_are_always_found(seed, make_map, method):
-    """R1, G1: a few keys stay in a small map whose buckets are split and merged all the time."""
+    """R1, G1: readers find keys of a small map while its buckets are split and merged."""
     stable_count = 12
     m = make_map(max_entries=1_000)
     for key in range(stable_count):
@@ -195,7 +196,7 @@ def test_no_reader_sees_an_older_value_again(seed, make_map, method):
 @pytest.mark.parametrize("value_size", [8, 64, 256, 1000])
 @pytest.mark.thorough
 def test_every_value_read_is_from_one_write(make_map, method, value_size):
-    """R2: two writers and two readers on one key; all words of a value are from the same write."""
+    """R2: two writers and two readers use one key; all words of a value are from one write."""
     m = make_map(value_size=value_size)
     writes = 200_000
     m.update(word(7), jobs.whole_value(0, value_size))
@@ -218,7 +219,8 @@ def test_every_value_read_is_from_one_write(make_map, method, value_size):
 @pytest.mark.parametrize("value_size", [8, 64, 1000])
 @pytest.mark.thorough
 def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
-    """R2: keys come and go and share elements; a reader finds a whole value of its key, or none."""
+    """R2: keys that are inserted and deleted share elements; a reader finds its key's value or
+    none."""
     m = make_map(value_size=value_size, max_entries=2)
 
     results = run_together(
@@ -229,7 +231,7 @@ def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
         (jobs.read_reinserted, m, [2, 1], value_size),
     )
 
-    # A thread that reads may be switched away from at the same place every time.
+    # The interpreter may switch away from a reading thread at the same place every time.
     assert method == "thread" or sum(results[2:]) > 0
     assert len(m) == 0
     m.check()
@@ -237,7 +239,7 @@ def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
 
 @methods
 def test_colliding_keys_of_many_writers_stay_apart(seed, make_map, method):
-    """W1, W2: the same races in one chain of buckets, because all hashes are equal."""
+    """W1, W2: counts and limits are exact although all hashes are equal and share one chain."""
     m = make_map(max_entries=200, _seeds=(0, 0))
     m.update(word(0), stable_value(0))
 
@@ -256,7 +258,8 @@ def test_colliding_keys_of_many_writers_stay_apart(seed, make_map, method):
 
 @pytest.mark.parametrize("method", [*METHODS, "forkserver"])
 def test_processes_that_come_and_go_lose_no_addition(make_map, map_name, method):
-    """C3: workers open and close the map all the time; none stays attached."""
+    """C3: workers open and close the map repeatedly; no addition is lost, and none stays
+    attached."""
     m = make_map()
     m.update(word(0), word(0))
     rounds = 25
@@ -270,7 +273,7 @@ def test_processes_that_come_and_go_lose_no_addition(make_map, map_name, method)
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_child_uses_the_handle_after_its_parent_closed_it(make_map, map_name, method):
-    """C3: a child uses the handle before and after the parent closes its own."""
+    """C3: a child can use the inherited handle before and after its parent closes the parent's."""
     m = make_map()
     crew = Crew(method, parties=2)
     crew.start(jobs.use_before_and_after, m, 3)
@@ -288,7 +291,7 @@ def test_a_child_uses_the_handle_after_its_parent_closed_it(make_map, map_name, 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_child_that_exits_without_closing_leaves_nothing(make_map, method):
-    """C1, C3: children end by os._exit with the handle open; what they wrote is in the map."""
+    """C1, C3: children end by os._exit() with the handle open; the map has what they wrote."""
     m = make_map()
     crew = Crew(method, parties=1)
     for key in range(4):
@@ -307,7 +310,7 @@ def test_a_child_that_exits_without_closing_leaves_nothing(make_map, method):
 def test_process_slots_of_exited_processes_are_used_again(make_map):
     """C2, C3: more children exit without closing than there are process slots."""
     m = make_map()
-    children = 540  # and as many grandchildren: 1,080 processes, where 1,024 may attach
+    children = 540  # and as many grandchildren; at most 1,024 may attach
 
     # A spawned process is small, and forks faster than the test runner.
     run_together("spawn", (jobs.fork_children_who_use, m, 0, children))
@@ -330,7 +333,8 @@ def test_children_and_grandchildren_use_the_inherited_handle(make_map):
 
 
 def test_a_child_that_cannot_reach_the_file_by_name_uses_the_map_it_inherited(map_name):
-    """C3: the program has closed the descriptor, and the name belongs to another map now."""
+    """C3: a child uses its map after the descriptor was closed and the name given to another
+    map."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
         m[word(1)] = word(2)
         for fd in os.listdir("/proc/self/fd"):
@@ -358,7 +362,7 @@ def test_children_forked_while_threads_operate_can_use_the_handle(make_map):
 
 
 def test_closing_a_handle_ends_the_operations_of_threads_with_map_closed(make_map, map_name):
-    """H1: close() during other threads' operations; the map itself stays usable."""
+    """H1: close() ends other threads' operations with MapClosed; the map itself stays usable."""
     m = make_map()
 
     (told,) = run_together("fork", (jobs.close_under_threads, map_name, 20, 3))
@@ -369,7 +373,8 @@ def test_closing_a_handle_ends_the_operations_of_threads_with_map_closed(make_ma
 
 
 def test_handles_of_one_process_see_each_other_and_close_alone(make_map, map_name):
-    """W1: values written by one handle are read by the others; closing one affects no other."""
+    """W1: handles of one process read each other's values; closing one does not affect the
+    others."""
     m = make_map()
     handles = [RHashMap.open(map_name) for _ in range(10)]
 
@@ -391,7 +396,7 @@ def test_handles_of_one_process_see_each_other_and_close_alone(make_map, map_nam
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_at_once_for_long(seed, make_map, method):
-    """W1, R1, G1: counters, versions and stable keys together, through many resizes."""
+    """W1, R1, G1: counters, versions and stable keys are correct together, through many resizes."""
     m = make_map(max_entries=400_000)
     for key in range(2_000):
         m.update(word(key), stable_value(key))

@@ -1,4 +1,4 @@
-"""Bytes and pairs that a handle fills again: no program sees one change that it still has.
+"""Bytes and pairs that a handle fills again: no program sees an object change that it still has.
 
 A handle and an iterator keep a reference to the last objects that they returned, and fill one again
 when theirs is the only one. Since Python 3.14 the stack of a frame holds references that are not
@@ -44,7 +44,7 @@ def numbers(map_name):
 
 
 def others(m, first=8, count=6):
-    """Look up count keys: more than a handle keeps objects."""
+    """Look up `count` keys, which are more than the objects that a handle keeps."""
     for key in (NAMES if isinstance(m, SharedDict) else KEYS)[first : first + count]:
         assert m[key]
 
@@ -202,14 +202,14 @@ SCENES = [
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 def test_no_program_sees_an_object_change(m, scene):
-    """Often enough for the interpreter to specialize the code."""
+    """Each scene runs often enough for the interpreter to specialize its code."""
     for _ in range(60):
         found, expected = scene(m)
         assert found == expected
 
 
 def program(rng, size):
-    """Return the text of a function that compares what it has with what it should have.
+    """Return the text of a function that compares its objects with the expected values.
 
     It has three variables, whose contents are known when it is made. Each statement builds a list
     of variables and lookups, among them assignments, and compares it with the values.
@@ -256,7 +256,7 @@ def test_no_generated_program_sees_an_object_change(request, seed, kind, keys, v
     for _ in range(count):
         space = {}
         text = program(rng, 8)
-        if sys.version_info < (3, 13):  # a store into f_locals did not change the variable
+        if sys.version_info < (3, 13):  # where a store into f_locals changes no variable
             text = re.sub(r"overwrite\(m, '(.)'\)", r"(\1 := others(m))", text)
         exec(text, space)
         for _ in range(3):
@@ -264,7 +264,7 @@ def test_no_generated_program_sees_an_object_change(request, seed, kind, keys, v
 
 
 def test_threads_that_share_a_handle_see_no_object_change(m):
-    """Each keeps what it found while the others look up, and switch at every chance."""
+    """Each thread keeps the objects it found while the others look up keys and switch often."""
     wrong = []
 
     def look(number):

@@ -1,4 +1,4 @@
-"""Every refusal is one of shmrhash's errors, which names the map and the remedy."""
+"""Every refusal is one of shmrhash's errors; its message names the map and the remedy."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ SIZES = {"key_size": 8, "value_size": 8, "max_entries": 100}
 
 
 def error_in_child(function):
-    """Call function in a child; return the error's class, whether it is ours, errno, message."""
+    """Call function in a child; return its error's class, whether that is ours, errno, message."""
 
     def act():
         try:
@@ -63,7 +63,7 @@ def test_error_for_a_missing_directory_has_its_path(map_name, monkeypatch, maker
     ],
 )
 def test_error_without_proc_says_what_to_mount(map_name, call):
-    """A map gets its name through /proc, and a process registers through it."""
+    """Without /proc a map cannot be given its name, nor can a process register in a map."""
     program = (
         f"from shmrhash import *\nNAME = {map_name!r}\n"
         f"try:\n    {call}\nexcept Error as error:\n    print(error)"
@@ -147,14 +147,14 @@ def test_a_file_that_may_not_be_opened_is_named_with_its_owner_and_the_remedy(ma
 
 
 def test_unlinked_map_with_closed_descriptor_is_found_or_refused(make_map):
-    """Operations on entries go on; one that needs the file finds it by its mapping, or raises."""
+    """Operations on entries go on; one that needs the file finds it by the mapping, or raises."""
     m = make_map()
     m[b"k" * 8] = b"v" * 8
 
     def cut_off():
-        m[b"k" * 8] = b"v" * 8  # registers the child
+        m[b"k" * 8] = b"v" * 8  # this registers the child in the map
         m.unlink()
-        os.closerange(3, 200)  # the child's pipe to the test, too: its exit code remains
+        os.closerange(3, 200)  # with the pipe that reports; the exit code remains
         assert m[b"k" * 8] == b"v" * 8
         try:
             m.info()

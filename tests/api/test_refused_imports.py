@@ -27,7 +27,8 @@ else:
 
 
 def interpreters():
-    """The private module of subinterpreters, which each version of Python names otherwise."""
+    """Return the private module of subinterpreters, whose name differs between versions of
+    Python."""
     for name in ("_interpreters", "_xxsubinterpreters"):
         try:
             return importlib.import_module(name)
@@ -54,7 +55,7 @@ def test_importing_in_a_subinterpreter_is_refused_and_the_main_one_goes_on(shm_m
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL"
 )
 def test_importing_without_the_gil_leaves_it_off():
-    """Where that was asked for; opening a map imports nothing that needs it."""
+    """With -X gil=0, neither the import nor opening a map loads a module that needs the GIL."""
     code = (
         "import sys, shmrhash; d = shmrhash.SharedDict(key=int, value=int); d[1] = 2; "
         "shmrhash.RHashMap.open(d.name).close(); print(sys._is_gil_enabled())"

@@ -1,4 +1,4 @@
-"""Events during sections: garbage collection, fork, a thousand of them, waiting."""
+"""Events during sections: garbage collection, fork, a thousand sections at once, waiting."""
 
 import gc
 import math
@@ -15,7 +15,7 @@ from shmrhash import BPF_F_LOCK, RHashMap
 
 VALUE_SIZE = 16
 OLD, NEW = bytes(VALUE_SIZE), b"n" * VALUE_SIZE
-CONTEXTS_MAX = 4096  # of a map
+CONTEXTS_MAX = 4096  # how many contexts a map has
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def m(make_map):
 
 
 def ending(function):
-    """What the function returns, or the class of the exception that it raises."""
+    """Return what the function returns, or the class of the exception that it raises."""
     try:
         return function()
     except BaseException as error:
@@ -35,7 +35,7 @@ def ending(function):
 
 
 def expect_free(m, key=1):
-    """L1: no section holds the key."""
+    """L1: assert that no section holds the key."""
     m.update(word(key), NEW, BPF_F_LOCK)
     assert m.lookup(word(key), BPF_F_LOCK) == NEW
 
@@ -71,7 +71,8 @@ def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
 
 
 def test_a_child_of_fork_waits_for_its_parents_section(m):
-    """L1: the child's thread holds no lock, so this is a wait and no deadlock."""
+    """L1: a child waits for its parent's section, which its own thread does not hold: no
+    deadlock."""
     with m.locked(word(1)) as value:
         told = in_child(ending, lambda: m.update(word(1), NEW))
         value[:] = NEW
@@ -81,7 +82,8 @@ def test_a_child_of_fork_waits_for_its_parents_section(m):
 
 
 def test_a_forked_child_that_closed_the_map_may_leave_the_block(m):
-    """C1: the child's copy of its parent's section is only a Python object, and does no harm."""
+    """C1: the child's copy of the parent's section is only a Python object; leaving it is
+    harmless."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
 
@@ -99,7 +101,8 @@ def test_a_forked_child_that_closed_the_map_may_leave_the_block(m):
 
 
 def test_an_inherited_section_has_no_part_in_a_context_that_the_child_takes(m):
-    """L1, C1: even if the parent's section had that context; and a kill leaves no lock."""
+    """L1, C1: a child that takes its parent's former context cannot end the inherited section, and
+    leaves no lock when it is killed."""
     inherited = m.locked(word(0))
     inherited.__enter__()
 
@@ -131,7 +134,7 @@ def test_an_inherited_section_has_no_part_in_a_context_that_the_child_takes(m):
 
 
 def test_a_thousand_locks_taken_repeatedly_use_up_no_contexts(make_map):
-    """L1: contexts of ended sections are free again, for this process and for others."""
+    """L1: the contexts of ended sections are free again, for this process and for others."""
     m = make_map(value_size=VALUE_SIZE, timeout=1)
     keys = [word(number) for number in range(1000)]
     for key in keys:
@@ -149,7 +152,7 @@ def test_a_thousand_locks_taken_repeatedly_use_up_no_contexts(make_map):
 
 
 def test_a_batch_that_waits_for_another_section_and_then_its_own_is_a_deadlock(make_map):
-    """L1: the error comes at once, also after the operation has waited for another thread."""
+    """L1: a batch that meets its own thread's section raises at once, also after another wait."""
     m = make_map(value_size=VALUE_SIZE, timeout=10)
     for number in range(60):
         m[word(number)] = OLD
@@ -186,7 +189,7 @@ def test_a_batch_that_waits_for_another_section_and_then_its_own_is_a_deadlock(m
     ],
 )
 def test_a_nan_is_neither_less_nor_greater_than_a_number(m, fmt, operation, before, number, after):
-    """W1: a NaN is neither raised nor lowered, nor does it replace a number."""
+    """W1: min() and max() neither replace a NaN by a number nor a number by a NaN."""
     m[word(1)] = struct.pack(f"<{fmt}", before).ljust(VALUE_SIZE, b"\0")
 
     told = getattr(m, operation)(word(1), number, fmt=fmt)

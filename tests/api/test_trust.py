@@ -1,4 +1,4 @@
-"""What users may do to each other's maps: root trusts others no more than any user does."""
+"""Users' access to each other's maps: root trusts other users no more than any user does."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def as_user(user, function, *arguments):
 def folder(monkeypatch):
     """A directory of segments that every user may write to, like /dev/shm."""
     base = os.environ.get("SHMRHASH_DIR", "/dev/shm")
-    if not os.stat(base).st_mode & stat.S_IXOTH:  # the directory of this test run
+    if not os.stat(base).st_mode & stat.S_IXOTH:  # this test run's directory, closed to other users
         base = "/dev/shm"
     where = f"{base}/shmrhash-trust-{os.getpid()}"
     os.mkdir(where)
@@ -49,7 +49,7 @@ def folder(monkeypatch):
 
 
 class Code:
-    """An object whose pickle makes a directory when it is read."""
+    """An object whose pickle creates a directory when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -81,7 +81,8 @@ OPENERS = {
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=list(OPENERS))
 @pytest.mark.parametrize("user", [0, OTHER], ids=["root", "other"])
 def test_map_of_a_stranger_is_opened_only_if_its_owner_is_named(folder, opener, user):
-    """Also by root: nothing that a stranger stored is unpickled, and the message has the remedy."""
+    """Root and other users unpickle what a user stored only if they name that user, as the error
+    says."""
     as_user(STRANGER, make_dict, "settings", f"{folder}/ran")
 
     def refused():
@@ -120,7 +121,7 @@ def test_counters_and_open_or_create_check_the_owner(folder, user):
 
 
 def test_pickle_keeps_the_trusted_owner(folder):
-    """A worker that unpickles the handle opens the map with the same trust."""
+    """A worker that unpickles a handle opens the map with the trust of the pickled handle."""
     as_user(STRANGER, make_map, "hits")
     as_user(STRANGER, make_dict, "settings")
     as_user(STRANGER, lambda: SharedCounter.create("words", mode=0o666).close())
@@ -142,11 +143,11 @@ def test_pickle_keeps_the_trusted_owner(folder):
 
     pickles = as_user(OTHER, send)
     assert as_user(OTHER, receive, pickles) == (b"v" * 8, "red", 3, "red")
-    assert receive(pickles) == (b"v" * 8, "red", 3, "red")  # root: the pickle names the owner
+    assert receive(pickles) == (b"v" * 8, "red", 3, "red")  # root: the pickle has the owner
 
 
 def test_reading_a_pickle_does_not_make_a_user_trust_its_writer(folder):
-    """Another user who reads the pickle must still name the owner."""
+    """A user who loads another user's pickle of a handle must still name the map's owner."""
 
     def send():
         with RHashMap.create("own", key_size=8, value_size=8, max_entries=9, mode=0o666) as m:
@@ -161,7 +162,7 @@ def test_reading_a_pickle_does_not_make_a_user_trust_its_writer(folder):
 
 
 def leave_dead(name, **more):
-    """Make a map with one dead process in it."""
+    """Make a map in which a killed process is still attached."""
     make_map(name, **more)
 
     def use():
@@ -173,7 +174,8 @@ def leave_dead(name, **more):
 
 
 def test_gc_of_root_does_not_attach_to_a_strangers_map(folder):
-    """The report says whose it is; --owner, or the owner's programs, recover the dead process."""
+    """gc() reports the map's owner; gc(owner=...) and the owner's programs recover dead
+    processes."""
     as_user(STRANGER, leave_dead, "hits")
 
     report = shmrhash.gc()
@@ -185,7 +187,7 @@ def test_gc_of_root_does_not_attach_to_a_strangers_map(folder):
 
 
 def test_gc_of_root_removes_maps_that_strangers_abandoned(folder):
-    """Ephemeral maps, and with names=True every map that no process holds; never a map in use."""
+    """gc() removes ephemeral maps, and with names=True every map that no process holds."""
     as_user(STRANGER, make_map, "kept")
     as_user(STRANGER, make_map, "held")
     as_user(STRANGER, leave_dead, "dead")
@@ -197,7 +199,7 @@ def test_gc_of_root_removes_maps_that_strangers_abandoned(folder):
 
 
 def truncate_to_and_fro(parent, name, folder):
-    """Without end: truncate the file to a page, and restore its size and its header."""
+    """Truncate the file to a page and restore its size and its header, again and again."""
     leave_dead(name, max_entries=100_000)
     with open(f"{folder}/{name}", "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -207,7 +209,7 @@ def truncate_to_and_fro(parent, name, folder):
             file.truncate(4096)
             file.truncate(size)
             os.pwrite(file.fileno(), head, 0)
-            time.sleep(0.0005)  # lets root begin
+            time.sleep(0.0005)  # gives root's gc() time to begin
 
 
 def test_truncating_a_file_never_ends_the_gc_of_root(folder):
@@ -226,7 +228,7 @@ def test_truncating_a_file_never_ends_the_gc_of_root(folder):
 
 
 def test_link_in_the_place_of_a_map_is_refused(folder):
-    """No operation follows a link that a stranger made, whatever it points to."""
+    """No operation follows a link that another user made, whatever the link points to."""
     make_map("hits")
     elsewhere = f"{folder}/elsewhere"
     os.mkdir(elsewhere)

@@ -85,9 +85,9 @@ def test_a_task_that_asks_again_gets_a_deadlock_error(shared):
                 await shared.locked("a").__aenter__()
             waiting = asyncio.ensure_future(shared.locked("a").__aenter__())
             await turns(5)
-            with pytest.raises(shmrhash.DeadlockError):  # also behind another one in the line
+            with pytest.raises(shmrhash.DeadlockError):  # also with another waiter in the queue
                 await shared.locked("a").__aenter__()
-            with pytest.raises(shmrhash.DeadlockError):  # a thread that waits would stop the loop
+            with pytest.raises(shmrhash.DeadlockError):  # a wait in the thread would stop the loop
                 shared.locked("a").__enter__()
         await (await waiting).__aexit__(None, None, None)
 
@@ -120,7 +120,7 @@ def test_a_cancelled_waiter_leaves_nothing_behind(shared):
         assert all(task.cancelled() for task in tasks[:2])
         await first.__aexit__(None, None, None)
         await (await tasks[2]).__aexit__(None, None, None)
-        # Woken, and cancelled before it ran: the next one is woken in its place.
+        # A task is woken, and cancelled before it runs: the next task is woken in its place.
         await (again := shared.locked("a")).__aenter__()
         tasks = [asyncio.ensure_future(shared.locked("a").__aenter__()) for _ in range(2)]
         await turns(5)
@@ -198,7 +198,7 @@ def test_a_section_of_a_killed_process_is_entered(shared):
 
 
 def add_in_tasks(gate, shared, tasks, rounds):
-    """Add 1 in this many sections; a clock of the loop checks that it is never blocked for long."""
+    """Add 1 in `rounds` locked sections of each of `tasks` tasks, which run in one event loop."""
 
     async def one():
         for _ in range(rounds):
@@ -235,7 +235,7 @@ def test_tasks_and_threads_and_processes_take_turns(shared, method):
 
 
 def test_the_end_of_another_process_s_section_is_told(shared):
-    """By its bell: with the timers of the loop stretched, only that can be in time."""
+    """The bell of the other process wakes the task: the loop's timers are too long to do it."""
     from shmrhash import _turns
 
     before = _turns.slice_ns, _turns.PATIENCE_NS
@@ -310,7 +310,7 @@ def test_closing_the_map_ends_the_wait_for_a_section(make_map):
 
 
 def test_a_forgotten_section_delays_no_task(shared):
-    """A task that enters a section by hand and drops it: the section ends with its object."""
+    """A section that a task entered by hand and dropped ends when its object is freed."""
 
     async def forget():
         await shared.locked("a").__aenter__()
@@ -325,7 +325,7 @@ def test_a_forgotten_section_delays_no_task(shared):
 
 
 def test_killed_loops_leave_no_section_held(shared):
-    """C1: processes whose tasks take turns are killed at random; the sum is what was counted."""
+    """C1: processes whose tasks take turns are killed at random; no section or count is lost."""
 
     def work():
         class Open:
@@ -344,13 +344,13 @@ def test_killed_loops_leave_no_section_held(shared):
             assert entry.value >= before
             entry.value += 1
     with RHashMap.open(shared.handle.name):
-        pass  # recovers the dead
+        pass  # opening the map recovers the dead processes
     assert words_of(shared.handle)[0] == 0
 
 
 def test_tasks_lock_several_keys_and_change_them_in_one_step(shared, seed):
-    """L2: tasks of several processes, some of which are killed, move money among eight accounts;
-    whoever locks all of them sees the whole sum."""
+    """L2: tasks of several processes, some of which are killed, move money among eight accounts; a
+    task that locks all accounts sees the whole sum."""
     names = [str(number) for number in range(8)]
     for name in names:
         shared[name] = 100
@@ -396,7 +396,7 @@ def test_tasks_lock_several_keys_and_change_them_in_one_step(shared, seed):
 
 
 def test_a_task_that_gives_up_several_keys_leaves_none_locked(shared):
-    """A timeout, a cancellation, and an exception in the block: nothing is stored or locked."""
+    """A timeout, a cancellation or an exception in the block leaves nothing stored or locked."""
     shared["b"] = 1
 
     async def lock(*keys, **options):

@@ -122,7 +122,7 @@ print("done")
 
 
 def run(program, *words, **environment):
-    """What a new interpreter says."""
+    """Return what a new interpreter that runs the program writes."""
     done = subprocess.run(
         [sys.executable, "-c", program, *words],
         cwd="/",
@@ -137,13 +137,13 @@ def run(program, *words, **environment):
 
 @pytest.mark.parametrize("beginning", ["", "import sys; sys.modules['posix_ipc'] = None\n"])
 def test_no_operation_of_a_map_or_dict_imports_a_module(map_name, beginning):
-    """C2, C3: also opening, pickling, in a child, and recovering; with and without posix_ipc, which
-    opens what is in the machine's directory."""
+    """C2, C3: no operation imports a module, also opening, pickling, recovery and operations of a
+    child. posix_ipc, when present, opens what is in the machine's directory."""
     said = run(beginning + BEGINNING + DICTS + END, map_name, SHMRHASH_DIR="/dev/shm")
 
     assert said == "done\n"
 
 
 def test_no_operation_of_a_cache_lock_or_coroutine_imports_a_module(map_name):
-    """C2, C3: nor does taking over what a process held that was killed."""
+    """C2, C3: no operation imports a module, also taking over what a killed process held."""
     assert run(BEGINNING + OTHERS + END, map_name) == "done\n"

@@ -31,7 +31,8 @@ def wide_map(make_map):
 
 
 def woken_by(m, change, *until):
-    """Wait for KEY in a thread; when it sleeps, call change(m). Return the result of the wait."""
+    """Wait for KEY in a thread, call change(m) when it sleeps, and return the result of the
+    wait."""
     waiting = Waiting(m.wait, KEY, *until, timeout=LONG_S)
     until_somebody_sleeps(m)
     change(m)
@@ -136,7 +137,8 @@ def test_a_change_by_another_process_wakes_a_waiter(shm_map):
 
 
 def alternate(gate, m, mine, other, rounds):
-    """Wait for each number of the other process, then store the next; return the last one seen."""
+    """Wait for each number of the other process, then store the next; return the last number
+    seen."""
     _core.set_wait_slice(HOURS_NS)
     gate.wait()
     for number in range(1, rounds + 1):
@@ -161,8 +163,8 @@ def test_no_wake_up_is_lost_between_two_threads_that_take_turns(shm_map, method)
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_no_wake_up_is_lost_in_a_long_run(shm_map, duration):
-    """The test above for ten times --duration seconds; it prints how often each of the two has
-    waited."""
+    """Two processes alternate for ten times --duration seconds; the test prints how often each of
+    them has waited."""
     rounds, end = 0, time.monotonic() + 10 * duration
     while time.monotonic() < end:
         shm_map[KEY] = shm_map[OTHER] = word(0)
@@ -201,7 +203,7 @@ def answer_each(gate, m, key, answer, rounds):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
-    """The table grows and shrinks while the thread waits."""
+    """No wake-up is lost when the key is deleted and inserted while the table grows and shrinks."""
 
     def churn(gate, m):
         gate.wait()
@@ -236,8 +238,8 @@ def test_all_waiters_for_a_key_are_woken(shm_map):
 
 @pytest.mark.parametrize("keys", [(KEY,), (KEY, OTHER)], ids=["wait", "wait_any"])
 def test_writers_of_other_keys_hardly_ever_ring(make_map, keys):
-    """Of 64 other keys one has the class of a key that is waited for, but hardly one its tag: of
-    1,280 changes, 0.01 or 0.3 ring on average, and 20 or 40 if the tags meant nothing."""
+    """Of 64 other keys one has the class of an awaited key, but hardly one its tag as well. Of
+    1,280 changes 0.01 ring on average, or 0.3 with two keys; without tags it would be 20 or 40."""
     m = make_map(max_entries=2000)
     waiting = Waiting(m.wait_any, keys, timeout=LONG_S)
     until_somebody_sleeps(m)
@@ -281,7 +283,7 @@ def test_changed_counts_from_the_call_on(shm_map):
     waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
     until_somebody_sleeps(shm_map)
 
-    shm_map[KEY] = word(1)  # the same value, stored anew
+    shm_map[KEY] = word(1)  # the same value, stored again
 
     assert waiting.result() == word(1)
     waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
@@ -427,7 +429,8 @@ def test_a_signal_handler_runs_while_a_thread_waits(shm_map):
 
 
 def test_a_fork_inside_until_goes_on_waiting_in_both(shm_map):
-    """The child is a waiter of its own; when it ends, its parent still waits."""
+    """A child forked inside `until` is a waiter of its own; when it ends, its parent still
+    waits."""
     shm_map[KEY] = word(1)
     children = []
 
@@ -479,8 +482,8 @@ def test_a_dead_waiter_does_not_silence_a_living_one(shm_map):
 
 
 def test_the_recovery_of_a_dead_writer_rings_in_its_place(shm_map):
-    """A writer may have died between its store and its ring: the process that recovers it rings
-    every bell on which a thread sleeps."""
+    """A writer may die between its store and its ring. The process that recovers it rings every
+    bell on which a thread sleeps."""
     shm_map[KEY] = word(1)
 
     def store_and_die():
@@ -513,7 +516,7 @@ def test_watch_yields_each_change_of_its_keys(shm_map):
             Change("deleted", KEY, None),
             Change("set", OTHER, word(2)),
         ]
-        shm_map[word(3)] = word(3)  # not watched
+        shm_map[word(3)] = word(3)  # a key that is not watched
 
 
 def test_watch_coalesces_changes_of_one_key(shm_map):
@@ -537,7 +540,7 @@ def test_watch_begins_with_the_present_state_if_asked(shm_map):
 
 
 def follow(gate, m, keys, last):
-    """Watch keys until all have the value last; return how many changes were seen."""
+    """Watch keys until all have the value `last`; return how many changes were seen."""
     _core.set_wait_slice(HOURS_NS)
     seen = {}
     count = 0

@@ -1,4 +1,4 @@
-"""watch() without keys: a program that follows it has a copy of the map, or is told of a loss."""
+"""watch() without keys: a program that follows it keeps a copy of the map, or learns of a loss."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_follows_every_kind_of_change(shm_map, kind, seed):
-    """A model: random changes of one kind among others, and the copy equals the map after each."""
+    """A copy equals the map after each of random changes, of which half are of one kind."""
     rng = random.Random(seed)
     with Copy(shm_map) as copy:
         for number in range(12):
@@ -109,7 +109,7 @@ def test_a_timeout_ends_the_loop(shm_map):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_copy_equals_the_map_after_many_writers(shm_map, method, seed):
-    """Two writers insert and delete at random while a thread follows: equal at rest."""
+    """A thread follows two writers that insert and delete at random; at rest its copy is equal."""
     with Copy(shm_map) as copy:
         done = threading.Event()
 
@@ -131,8 +131,8 @@ def test_a_copy_equals_the_map_after_many_writers(shm_map, method, seed):
 
 
 def test_an_overrun_is_told(shm_map):
-    """More changes than the ring has entries: the loss is told with its number, and the copy is
-    whole again."""
+    """After more changes than the ring has entries, watch() tells how many were lost, and the copy
+    becomes whole again."""
     with Copy(shm_map) as copy:
         copy.catch_up()
         for number in range(5000):
@@ -161,8 +161,8 @@ def kib_of(m):
 
 
 def test_a_map_without_watchers_has_no_ring_and_records_nothing(shm_map):
-    """The ring has memory from the first watch on; the word that sends writers to it is 0 again
-    after the last."""
+    """The ring gets memory at the first watch. The word that sends writers to the ring is 0 again
+    after the last watch."""
     shm_map[word(1)] = word(1)
     before = kib_of(shm_map)
     with shm_map.watch(), shm_map.watch():
@@ -236,7 +236,8 @@ def test_a_dict_tells_keys_of_any_length(map_name, key):
 
 
 def test_a_long_key_that_came_and_went_unseen_is_a_loss(map_name):
-    """The bytes in the map are only a part of such a key. A copy does not need it."""
+    """A ring entry has only a part of a long key, so its insertion and deletion are reported as a
+    loss. A copy does not need the entry."""
     with SharedDict(map_name, key=str, value=int) as d:
         with Copy(d) as copy, d.watch() as changes:
             d[LONG_KEY] = 1
@@ -331,7 +332,7 @@ def write_for_ever(m, seed):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.thorough)])
 def test_killed_writers_hide_no_change(shm_map, seed, kills):
-    """Two writers are killed again and again, while a copy follows; after the last, it is equal."""
+    """A copy follows two writers that are killed repeatedly; after each kill it equals the map."""
     rng = random.Random(seed)
     _core.set_wait_slice(0)
     with Copy(shm_map) as copy:
