@@ -72,7 +72,7 @@ def never_returned(process, start, name, *arguments):
     ],
 )
 def test_one_operation_has_one_outcome(before, name, arguments, after, result):
-    """W1: a single operation gives this result, and a later lookup finds this value."""
+    """W1: an operation has this result only, and a later lookup finds this value only."""
     told = did(0, 0, 1, name, *arguments, gives=result)
     told_otherwise = told._replace(result="something else")
     found = did(0, 2, 3, "lookup", gives=after)
@@ -102,7 +102,7 @@ def test_one_operation_has_one_outcome(before, name, arguments, after, result):
     ],
 )
 def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, after, result):
-    """X1: the test above for entries that expire, which have a value and a deadline."""
+    """X1: an operation on an entry with a value and a deadline has one result and one effect."""
     told = did(0, 0, 1, name, *arguments, gives=result)
     found = did(0, 2, 3, "get", gives=after)
 
@@ -120,7 +120,7 @@ def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, 
     ],
 )
 def test_one_operation_on_several_keys_has_one_outcome(before, name, arguments, after, result):
-    """L2: the test above for several keys that are read and written in one step."""
+    """L2: an operation that reads and writes several keys in one step has one result."""
     told = did(0, 0, 1, name, *arguments, gives=result)
     found = did(0, 2, 3, "look_at_all", gives=after)
 
@@ -332,7 +332,8 @@ NOT_LINEARIZABLE = {
 
 @pytest.mark.parametrize(("initial", "history"), LINEARIZABLE.values(), ids=LINEARIZABLE)
 def test_history_with_an_order_is_accepted(initial, history):
-    """W1: the order that is returned has these operations, in time, and explains their results."""
+    """W1: the returned order has the history's operations, keeps time, and explains their
+    results."""
     order = linearization(history, initial)
 
     assert order is not None
@@ -443,7 +444,8 @@ def test_pending_operation_may_have_happened_or_not(initial, history):
 
 @pytest.mark.parametrize(("initial", "history"), PENDING_WRONG.values(), ids=PENDING_WRONG)
 def test_pending_operation_happened_at_most_once_and_whole(initial, history):
-    """C1: it has no effect twice, in part or before its start, and it undoes nothing."""
+    """C1: a pending operation has no effect twice, in part or before its start, and undoes
+    nothing."""
     assert not is_linearizable(history, initial)
 
 
@@ -466,7 +468,8 @@ def explains(order, value):
 
 
 def has_an_order(history, initial):
-    """The definition: all that returned, with any of the pending operations, in any order."""
+    """Apply the definition: try every order of all that returned, with any of the pending
+    operations."""
     returned = [operation for operation in history if not operation.pending]
     pending = [operation for operation in history if operation.pending]
     return any(
@@ -525,7 +528,7 @@ def random_history(rng, operations):
 
 
 def falsified(rng, history):
-    """The history with one result changed, possibly to one that is right, too."""
+    """Return the history with one result changed, possibly to a result that is right, too."""
     number = rng.randrange(len(history))
     result = rng.choice((ABSENT, 0, 1, 2, 3, True, False, OK, EXISTS, MISSING))
     changed = list(history)
@@ -535,7 +538,7 @@ def falsified(rng, history):
 
 
 def test_history_of_sequential_execution_is_accepted(seed):
-    """W1, C1: long random histories of a register that performs one operation at a time."""
+    """W1, C1: long random histories of a register with one operation at a time are accepted."""
     rng = random.Random(seed)
 
     for _ in range(300):
@@ -544,7 +547,8 @@ def test_history_of_sequential_execution_is_accepted(seed):
 
 
 def test_verdict_agrees_with_a_search_of_every_order(seed):
-    """W1, C1: for short random histories, true and falsified, a search of every order agrees."""
+    """W1, C1: the checker and a search of every order agree on short histories, true and
+    falsified."""
     rng = random.Random(seed)
     verdicts = []
 
@@ -562,7 +566,8 @@ def test_verdict_agrees_with_a_search_of_every_order(seed):
 
 
 def test_essence_is_wrong_and_has_no_lookup_to_spare(seed):
-    """W1: the essence of a falsified history is wrong, and right without any one of its lookups."""
+    """W1: a falsified history's essence has no order, but gets one if any of its lookups is
+    removed."""
     rng = random.Random(seed)
     cut = 0
 

@@ -16,7 +16,7 @@ from support.history.expiring import Step as Call
 from shmrhash import Cache
 
 MAX_ENTRIES = 4
-ROUNDS_MAX = 2_000  # to notice a mistake, which takes some dozen rounds
+ROUNDS_MAX = 2_000  # enough to notice a mistake, which takes some dozen rounds
 OFTEN = 3
 ROUNDS_MIN = 10
 ATTEMPTS_MAX = 10_000
@@ -32,11 +32,11 @@ def small_cache(map_name):
 
 
 class Wrong(AssertionError):
-    """No order explains the operations on some key."""
+    """No order explains the operations on some key of the history."""
 
 
 class Cached(Entries):
-    """The correct operations on a cache; the wrong ones inherit from this."""
+    """The correct operations on a cache; the classes with a mistake inherit from this class."""
 
     def store_new(self, key, number, ttl_s):
         found = self.d.get_or_compute(key, lambda: number, wait=NEVER_S)
@@ -47,7 +47,7 @@ class Cached(Entries):
 
 
 def with_evictions(calls):
-    """The operations, and an eviction for each that stores."""
+    """Return the operations, with an eviction added for each that stores."""
     found = []
     for at, call in enumerate(calls):
         operation = call.operation
@@ -71,7 +71,7 @@ def judge(calls, seed):
 
 
 def play(entries, seed, number, **facts):
-    """One round on an empty cache; how many workers were killed."""
+    """Play a round on an empty cache, judge it, and return how many workers were killed."""
     entries.d.clear()
     played = Round(entries, (seed, number), **facts)
     judge(played.history(), (seed, number))
@@ -88,7 +88,7 @@ def play(entries, seed, number, **facts):
     ],
 )
 def test_histories_of_a_cache_are_linearizable(small_cache, seed, duration, kills):
-    """W1, C1: an absent key is no fault; a wrong value, or an older one, is."""
+    """W1, C1: a lookup may miss a key, but never finds a wrong value or an older one."""
     end = time.monotonic() + 0.5 * duration
     number = killed = 0
     while time.monotonic() < end or number < ROUNDS_MIN or (kills and killed < OFTEN):
@@ -102,7 +102,7 @@ def test_histories_of_a_cache_are_linearizable(small_cache, seed, duration, kill
 
 
 class Remembers(Cached):
-    """Returns for a while what it has read itself."""
+    """A cache whose get() returns for a millisecond what it has read before."""
 
     def __init__(self, shared_cache):
         super().__init__(shared_cache)
@@ -117,7 +117,7 @@ class Remembers(Cached):
 
 
 class StoresLate(Cached):
-    """Stores with its next operation."""
+    """A cache that stores a value only at the next lookup."""
 
     waiting = None
 
@@ -133,7 +133,7 @@ class StoresLate(Cached):
 
 
 class ComputesBesides(Cached):
-    """Returns what it has computed although another value is there."""
+    """A cache that returns the value that it has computed although it holds another one."""
 
     def store_new(self, key, number, ttl_s):
         super().store_new(key, number, ttl_s)
@@ -143,7 +143,7 @@ class ComputesBesides(Cached):
 @pytest.mark.parametrize("kind", [Remembers, StoresLate, ComputesBesides])
 @pytest.mark.thorough
 def test_wrong_cache_is_noticed(small_cache, seed, kind):
-    """W1: after some rounds a history has no order."""
+    """W1: among some rounds of a cache with a mistake one has a history without an order."""
 
     def play_often():
         for number in range(ROUNDS_MAX):
@@ -193,5 +193,5 @@ HISTORIES = {
 
 @pytest.mark.parametrize(("right", "calls"), HISTORIES.values(), ids=HISTORIES)
 def test_history_of_a_cache_is_judged_by_its_values(right, calls):
-    """W1: histories written by hand."""
+    """W1: the judge accepts and refuses histories of a cache that are written by hand."""
     assert is_linearizable(with_evictions(calls)) == right

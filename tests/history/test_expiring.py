@@ -15,9 +15,9 @@ import shmrhash
 from shmrhash import SharedDict
 
 MAX_ENTRIES = 4
-ROUNDS_MAX = 1_000  # to notice a mistake, which takes 1 to 100 rounds
+ROUNDS_MAX = 1_000  # enough to notice a mistake, which takes 1 to 100 rounds
 OFTEN = 3
-ATTEMPTS_MAX = 10_000  # to have OFTEN kills and refusals, which takes some dozen rounds
+ATTEMPTS_MAX = 10_000  # enough for OFTEN kills and refusals, which take some dozen rounds
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def judge(calls, seed, max_entries=MAX_ENTRIES):
 
 
 def play(entries, seed, number, **facts):
-    """One round on an empty dict; how many workers were killed and how many calls refused."""
+    """Play a round on an empty dict, judge it, and return how many workers were killed and how many
+    calls were refused."""
     entries.d.clear()
     seed = (seed, number)
     played = Round(entries, seed, **facts)
@@ -62,8 +63,8 @@ def play(entries, seed, number, **facts):
     ],
 )
 def test_histories_of_expiring_entries_are_linearizable(small_dict, seed, duration, kills):
-    """W1, C1, X1: an entry goes when its deadline passes and not before, renewed or not; a refusal
-    needs a dict full of entries that live or are being stored."""
+    """W1, C1, X1: an entry expires when its deadline, which may be renewed, passes, and not before.
+    A call is refused only if the dict is full of entries that live or are being stored."""
     end = time.monotonic() + 0.5 * duration
     number = killed = refused = 0
     while time.monotonic() < end or refused < OFTEN or (kills and killed < OFTEN):
@@ -93,7 +94,8 @@ class TouchesNothing(Entries):
 
 
 class RemovesWhatWasRenewed(Entries):
-    """Finds that an entry has expired, and deletes it later, even if it was renewed."""
+    """A dict that finds an entry expired and deletes it later, even if it was renewed in
+    between."""
 
     def get(self, key):
         found = super().get(key)
@@ -104,7 +106,7 @@ class RemovesWhatWasRenewed(Entries):
 
 
 class RefusesForAWhile(Entries):
-    """After a refusal, refuses every new key for three milliseconds without trying."""
+    """A dict that refuses every new key for three milliseconds after a refusal, without trying."""
 
     until = 0
 
@@ -119,7 +121,7 @@ class RefusesForAWhile(Entries):
 
 
 class RefusesWhatIsThere(Entries):
-    """Refuses an update of a present key when the dict is full."""
+    """A dict that refuses an update of a present key when it is full."""
 
     def store(self, key, number, ttl_s):
         if len(self.d) >= MAX_ENTRIES:
@@ -140,7 +142,7 @@ class RefusesWhatIsThere(Entries):
 )
 @pytest.mark.thorough
 def test_wrong_way_to_expire_is_noticed(small_dict, seed, kind):
-    """W1, X1: after some rounds a history has no order, or a refusal no reason."""
+    """W1, X1: some round of a dict with a mistake has no order, or a refusal without a reason."""
 
     def play_often():
         for number in range(ROUNDS_MAX):
@@ -157,7 +159,7 @@ def call(process, start, end, name, key=0, number=0, ttl_ns=0, gives=OK):
     return timed(process, Call(name, key, number, ttl_ns / 1e9), gives, start, end, end or 1_000)
 
 
-STORED = call(0, 0, 10, "store", number=7, ttl_ns=100)  # its deadline is at 100 to 110
+STORED = call(0, 0, 10, "store", number=7, ttl_ns=100)  # its deadline is in 100 to 110
 
 HISTORIES = {
     "there before its deadline": (True, [STORED, call(1, 50, 60, "get", gives=7)]),
@@ -211,7 +213,7 @@ HISTORIES = {
 
 @pytest.mark.parametrize(("right", "calls"), HISTORIES.values(), ids=HISTORIES)
 def test_expiring_entry_is_judged_by_its_deadline(right, calls):
-    """W1, X1: histories written by hand."""
+    """W1, X1: the judge accepts and refuses histories of deadlines that are written by hand."""
     assert is_right(calls, 0) == right
 
 
@@ -235,5 +237,5 @@ def test_expiring_entry_is_judged_by_its_deadline(right, calls):
     }.values(),
 )
 def test_refusal_is_judged_by_the_entries_that_live(right, calls):
-    """X1, W2: refusals written by hand, for a dict with room for one entry."""
+    """X1, W2: the judge of refusals is right about calls on a dict with room for one entry."""
     assert (not refused_wrongly(calls, 1)) == right

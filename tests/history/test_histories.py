@@ -11,13 +11,13 @@ import pytest
 from support.history.recorder import KILL, OPTIONAL, STOP, NotLinearizable, Recorder, Setting
 from support.history.stand_ins import WRONG, OneAtATime, opened_as
 
-SHORT_SHARE = 0.2  # of --duration, for each setting
+SHORT_SHARE = 0.2  # this part of --duration for each setting
 LONG_DURATION_S = 60.0  # for each setting, unless --duration says otherwise
 DEFAULT_DURATION_S = 2.0
-HISTORIES_MAX = 50_000  # until has_happened(); some 500 are mostly enough
+HISTORIES_MAX = 50_000  # at most, until has_happened(); some 500 are mostly enough
 OFTEN = 5
-MANY_FILLERS = 500  # of each worker, enough that buckets certainly split and merge
-BATCHES_MAX = 2_000  # to notice a mistake, which takes 1 to 60 batches
+MANY_FILLERS = 500  # keys of each worker, enough that buckets certainly split and merge
+BATCHES_MAX = 2_000  # enough to notice a mistake, which takes 1 to 60 batches
 
 SETTINGS = {
     "two workers": Setting(),
@@ -87,14 +87,14 @@ def record_batches(shared_map, setting, seed, batches):
 
 
 def has_happened(recorded):
-    """Whether operations overlapped, workers were killed inside some, and buckets moved."""
+    """Return whether operations overlapped, workers were killed inside some, and buckets moved."""
     setting = recorded.setting
     if setting.fillers >= MANY_FILLERS:
         info = recorded.shared_map.info()
         if min(info["grows"], info["shrinks"]) < 100:
             return False
     if len(recorded.processors) == 1:
-        return True  # on one processor the other events are up to chance
+        return True  # on one processor the other events happen by chance only
     if setting.signals == KILL and (recorded.kills < OFTEN or not recorded.pending):
         return False
     return recorded.overlapping >= OFTEN
@@ -117,7 +117,7 @@ def test_histories_are_linearizable(make_map, seed, duration, setting):
 @pytest.mark.timeout(7200)
 @each_setting
 def test_histories_of_a_long_run_are_linearizable(make_map, seed, duration, setting):
-    """W1, R2, C1: the test above for a minute, or --duration seconds, for each setting."""
+    """W1, R2, C1: histories of a minute, or --duration seconds, have an order in each setting."""
     m = make_map(**setting.geometry())
 
     record(m, setting, seed, LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration)
@@ -128,7 +128,8 @@ def test_histories_of_a_long_run_are_linearizable(make_map, seed, duration, sett
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_histories_of_random_settings_are_linearizable(make_map, seed, duration):
-    """W1, R2, C1: settings drawn at random, each for a few seconds on a map of its own."""
+    """W1, R2, C1: histories of random settings have an order, a few seconds each on a map of its
+    own."""
     rng = random.Random(seed)
     seconds = 5 * LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration
     end = time.monotonic() + seconds
@@ -175,7 +176,8 @@ def test_histories_of_a_map_under_one_lock_are_linearizable(make_map, seed, dura
 @pytest.mark.parametrize(("kind", "setting"), WRONG, ids=[kind.__name__ for kind, _ in WRONG])
 @pytest.mark.thorough
 def test_wrong_map_is_noticed(make_map, seed, kind, setting):
-    """W1, R2, C1: a map with one mistake gives a history without an order; the failure says so."""
+    """W1, R2, C1: a map with one mistake gives a history without an order, which the failure
+    shows."""
     m = make_map(**setting.geometry())
 
     with opened_as(kind, m.name) as wrong, pytest.raises(NotLinearizable) as noticed:

@@ -12,8 +12,8 @@ ROUNDS_MIN, ROUNDS_MAX = 20, 5_000
 
 
 def judge(recorded):
-    """L2: an order of the operations that lock explains what they found of all keys. W1: and one
-    explains for each key what lookups found, too."""
+    """L2: one order of the locking operations explains what they found of all keys. W1: for each
+    key one order explains the results of lookups as well."""
     history = recorded.history()
     together = of_all_keys(history)
     assert is_linearizable(together, recorded.initial), rendered(together, recorded.initial)
@@ -35,19 +35,20 @@ def record(m, seed, seconds):
 
 @pytest.mark.thorough
 def test_several_keys_change_in_one_step(make_map, seed, duration):
-    """L2, W1, C1: processes lock several keys, and are killed; no order mixes two changes."""
+    """L2, W1, C1: processes lock several keys and are killed; no operation sees half of a
+    change."""
     record(make_map(value_size=SIZE, timeout=60), seed, duration)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_several_keys_change_in_one_step_in_a_long_run(make_map, seed, duration):
-    """L2, W1, C1: the test above for ten times --duration seconds."""
+    """L2, W1, C1: no operation sees half of a change for ten times --duration seconds."""
     record(make_map(value_size=SIZE, timeout=60), seed, 10 * duration)
 
 
 class OneAfterTheOther(Values):
-    """Changes one key after the other, each under its own lock."""
+    """Values that are changed one key after the other, each under its key's own lock."""
 
     def perform(self, step):
         if step.name != "exchange_all":
@@ -63,7 +64,7 @@ class OneAfterTheOther(Values):
 
 @pytest.mark.thorough
 def test_change_of_one_key_after_the_other_is_noticed(make_map, seed):
-    """L2: without one step for all keys some history has no order."""
+    """L2: if keys are changed one after the other, some history has no order."""
     m = make_map(value_size=SIZE, timeout=60)
     noticed = False
     for number in range(ROUNDS_MAX):

@@ -1,5 +1,5 @@
-"""Wild values in every word of a cache that recovery does not need: what is found is right, and
-nothing crashes or hangs (H1)."""
+"""Wild values in every word of a cache that recovery does not need: a cache finds right values
+only, and no operation crashes or hangs (H1)."""
 
 import os
 import random
@@ -15,15 +15,16 @@ from shmrhash import Cache, SegmentCorrupt
 MOST = 60
 COUNTS_BYTES, PAGE = 1024 * 128, 4096
 INVALIDATIONS, CLEARED = 192, 256  # in the head of a cache
-TAG_BYTES = 65536 * 8  # of a cache with tags, at its end
-CHILD = 9 * 8  # in a context: of a claim, what its thread waits for
+TAG_BYTES = 65536 * 8  # at the end of a cache with tags
+CHILD = 9 * 8  # in the context of a claim: what the claim's thread waits for
 NEVER_S = 600
 WILD = (0, 1, 2, 7, MOST, MOST + 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 63, (1 << 64) - 1)
 
 
 @pytest.fixture
 def damaged(map_name):
-    """A full cache and its Segment; check() at the end: the damage was of hints only."""
+    """A full cache and its Segment. check() succeeds at the end, because the damage is of hints
+    only."""
     with Cache(map_name, key=int, value=int, max_entries=MOST, timeout=20) as cache:
         for key in range(2 * MOST):
             cache.set(key, -key)
@@ -44,7 +45,7 @@ def use(cache):
 
 
 def marks(segment):
-    """The offset of each entry's mark: after its key, deadline, birth and value."""
+    """Yield the offset of each entry's mark, which follows its key, deadline, birth and value."""
     for start, content in segment.whole():
         words = struct.unpack(f"<{len(content) // 8}q", content)
         for at in range(len(words) - 4):
@@ -66,7 +67,7 @@ def test_wild_marks_are_hints(damaged, seed):
 
 @pytest.mark.parametrize("word", WILD)
 def test_wild_hands_rings_and_counts_are_hints(damaged, word):
-    """The three words, the counts, and the ring with the ghosts, from the file's end backwards."""
+    """Wild words in the three head words, the counts and the ring are only hints to a cache."""
     cache, segment = damaged
     size = os.path.getsize(segment.path)
     heads = size - PAGE - COUNTS_BYTES - PAGE
@@ -81,7 +82,7 @@ def test_wild_hands_rings_and_counts_are_hints(damaged, word):
 
 @pytest.fixture(params=[False, True], ids=["no tags", "tags"])
 def tagged(request, map_name):
-    """A full cache, its Segment, and where its head begins."""
+    """A full cache, its Segment, and the offset at which its head begins."""
     with Cache(map_name, key=int, value=int, max_entries=MOST, tags=request.param) as cache:
         tags = ["t", "u", "v", "w"] if request.param else []
         for key in range(2 * MOST):
@@ -144,8 +145,8 @@ def test_wild_births_tags_and_tag_words_cost_hits_at_most(tagged, seed):
 
 
 def test_wild_words_about_waiters_cost_a_computation_at_most(damaged, seed):
-    """Threads with nested claims wait for each other, while what they say that they wait for is
-    overwritten: all end, with the right values."""
+    """Threads with nested claims wait for each other while the words that say what they wait for
+    are overwritten. All threads end, with the right values."""
     cache, segment = damaged
     rng = random.Random(seed)
     end = FIRST_CONTEXT + segment.get(segment.region(CONTEXTS, USABLE))

@@ -14,7 +14,7 @@ KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text()
 
 
 def test_kept_damage_that_reaches_most_of_the_core_crashes_nothing():
-    """H1: the kept cases crash nothing; a worker tries one after another."""
+    """H1: a worker that tries the kept cases one after another does not crash."""
     with folder() as made:
         site = Site(made, bases.resting_images())
         ending, _, tried, answered, said = try_cases(site, list(enumerate(KEPT)))
@@ -27,7 +27,7 @@ def test_kept_damage_that_reaches_most_of_the_core_crashes_nothing():
 
 @pytest.mark.long
 def test_damage_guided_by_coverage_crashes_nothing(seed):
-    """H1: ten thousand new images, with the core compiled to count its edges."""
+    """H1: ten thousand new images crash no process; the core is compiled to count its edges."""
     command = [sys.executable, "-m", "support.hostile.guided", "--images", "10000"]
     command += ["--seed", str(seed)]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)

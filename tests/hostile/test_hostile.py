@@ -20,14 +20,14 @@ CORPUS = [
 
 @pytest.fixture(scope="module")
 def resting():
-    """A site with the images of maps at rest."""
+    """A site of damaged images, made from the images of maps at rest."""
     with folder() as made:
         yield Site(made, resting_images())
 
 
 @pytest.fixture(scope="module")
 def resting_objects():
-    """A site with the images of maps with objects at rest."""
+    """A site of damaged images, made from the images of maps with objects at rest."""
     with folder() as made:
         yield Site(made, resting_images("objects"))
 
@@ -38,12 +38,12 @@ def expect_no_failures(report):
 
 
 def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
-    """H1: some hundred damaged images; every fifth is damaged further while it is used."""
+    """H1: some hundred damaged images are used; every fifth is damaged further while it is used."""
     expect_no_failures(campaign(resting, seed, images=200, failures_max=1))
 
 
 def test_no_operation_on_damaged_objects_crashes_or_hangs(resting_objects, seed):
-    """H1: some hundred damaged images of dicts, and of maps with special fields."""
+    """H1: some hundred damaged images of dicts and of maps with special fields are used."""
     expect_no_failures(campaign(resting_objects, seed, images=200, failures_max=1))
 
 
@@ -59,7 +59,7 @@ DEAD_OWNERS = {
 @pytest.mark.parametrize("what", DEAD_OWNERS)
 @pytest.mark.thorough
 def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, seed):
-    """H1: damaged images of a map whose writer was stopped inside an operation."""
+    """H1: damaged images are used of a map whose writer was stopped inside an operation."""
     if not can_step():
         pytest.skip("this machine does not allow single-stepping")
     with folder() as made:
@@ -69,13 +69,14 @@ def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, s
 
 @pytest.mark.parametrize("case", CORPUS, ids=[f"{case.found}-{case.use}" for case in CORPUS])
 def test_image_of_the_corpus_neither_crashes_nor_hangs_a_process(resting, case):
-    """H1: images that once crashed or hung the process that used them, with minimised damage."""
+    """H1: images whose use once crashed or hung a process, with minimised damage, no longer do
+    so."""
     assert ending_of(resting, case) == ""
 
 
 @pytest.mark.thorough
 def test_undamaged_image_gives_correct_answers(resting):
-    """A test of the method: without damage, every step on every image runs to its end."""
+    """A test of the method: every step on every image runs to its end if nothing is damaged."""
     cases = [Case(state, [], use) for use, state in enumerate([*AT_REST, *OBJECTS_AT_REST])]
 
     assert {ending_of(resting, case) for case in cases} == {""}
@@ -84,7 +85,7 @@ def test_undamaged_image_gives_correct_answers(resting):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_operation_on_one_of_many_damaged_maps_crashes_or_hangs(seed, duration):
-    """H1: a hundred thousand images, or --duration seconds if that is longer."""
+    """H1: a hundred thousand images are used, or for --duration seconds if that is longer."""
     with folder() as made:
         site = Site(made, all_images(12, seed))
         expect_no_failures(campaign(site, seed, images=100_000, failures_max=5))

@@ -1,4 +1,4 @@
-"""Journals in damaged segments: recovery trusts no word of one (H1).
+"""Journals in damaged segments: recovery trusts no word of a journal (H1).
 
 A process is killed inside locked_many(). Then the words by which its contexts would name their
 journal are overwritten, and the headers of its elements say that it had begun the end.
@@ -15,7 +15,7 @@ from support.hostile.segment import Segment, ending_of
 
 import shmrhash
 
-CONTEXTS_AT = 4096 + 1024 * 64  # the header, and the process slots
+CONTEXTS_AT = 4096 + 1024 * 64  # after the header and the process slots
 CONTEXT_BYTES, CONTEXT_STRIDE = 272, 320
 TARGET = 5 * 8
 REMOVES, COMMITTED = 1 << 62, 1 << 63
@@ -35,7 +35,7 @@ WORDS = {
 
 @pytest.fixture
 def killed(map_name):
-    """A map, its Segment, and the offsets of the words target of a killed locked_many()."""
+    """A map, its Segment, and the offsets of the `target` words of a killed locked_many()."""
     with contextlib.ExitStack() as stack:
         m = shmrhash.RHashMap.create(
             map_name, key_size=8, value_size=16, max_entries=64, timeout=0.05
@@ -58,7 +58,7 @@ def killed(map_name):
 
 
 def elements_of(segment, contexts):
-    """The offset of each element's header that one of these contexts holds."""
+    """Return the offset of the header of each element that one of these contexts holds."""
     wanted = {context << 1 | 1 for context in contexts}
     return [
         start + at
@@ -84,7 +84,7 @@ def use(m):
 @pytest.mark.parametrize("damage", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("held", [False, True], ids=["locked", "held"])
 def test_damaged_journal_ends_in_an_exception_at_worst(killed, seed, damage, held):
-    """H1: whatever the words say, survivors do not crash or hang, and touch no other memory."""
+    """H1: whatever the words hold, survivors neither crash nor hang, and touch no other memory."""
     m, segment, targets = killed
     rng = random.Random(seed)
     contexts = [(at - CONTEXTS_AT) // CONTEXT_STRIDE for at in targets]

@@ -22,7 +22,7 @@ import shmrhash
 
 @pytest.fixture
 def damaged(map_name):
-    """A function that makes a map and its Segment; the map is not checked at the end."""
+    """Return a function that makes a map and its Segment; the map is not checked at the end."""
     with contextlib.ExitStack() as stack:
 
         def make(entries, seeds=SCATTERED, **geometry):
@@ -94,7 +94,7 @@ def test_circular_chain_ends_in_segment_corrupt(damaged, use):
 @pytest.mark.parametrize("header", [UPD, UPD | 0x7FFF << 1 | 1])
 @pytest.mark.parametrize("use", ["lookup", "lookup_many", "iterate"])
 def test_update_by_no_context_ends_in_segment_corrupt(damaged, header, use):
-    """H1: by its header, an element's value is in the redo buffer of a context that is none."""
+    """H1: an element's header says that its value is in the redo buffer of no existing context."""
     shared_map, segment = damaged(1)
     key, value = (0).to_bytes(8, "little"), b"\x5a" * 8
     shared_map[key] = value
@@ -111,7 +111,7 @@ def test_update_by_no_context_ends_in_segment_corrupt(damaged, header, use):
 @pytest.mark.parametrize("region", [PROCESSES, CONTEXTS, BUCKETS])
 @pytest.mark.parametrize("look", ["_processes", "_facts", "_check", "check", "info", "freeze"])
 def test_watermark_beyond_its_region_is_not_believed(damaged, region, look):
-    """H1: the watermark is damaged after attaching, when the header is no longer examined."""
+    """H1: operations do not believe a watermark that is damaged after the header was examined."""
     shared_map, segment = damaged(10)
     segment.set(segment.region(region, USABLE), 1 << 44)
 
@@ -162,16 +162,17 @@ def test_section_that_cannot_delete_its_key_is_abandoned(damaged):
     assert shared_map.lookup(key, shmrhash.BPF_F_LOCK) == key
 
 
-FIRST_CONTEXT = 4096 + 1024 * 64  # after the header and the process slots
+FIRST_CONTEXT = 4096 + 1024 * 64  # follows the header and the process slots
 CONTEXT_STRIDE = 320  # 34 words and a value, rounded up to 64 bytes
 ELEMENT, LINE_STASH, OWING = 32, 56, 168  # what an operation may have to give back
 
 
 @pytest.mark.parametrize("word", [ELEMENT, LINE_STASH, OWING])
 def test_read_only_handle_gives_nothing_back(damaged, word):
-    """H1: the context of a read-only handle says that it owes an element, a line, or pages."""
+    """H1: a read-only handle's context claims to owe an element, a line or pages; it frees
+    nothing."""
     shared_map, segment = damaged(10)
-    assert segment.get(FIRST_CONTEXT) == 1  # the map's creator, in the first process slot
+    assert segment.get(FIRST_CONTEXT) == 1  # the creator has the first process slot
     end = FIRST_CONTEXT + segment.get(segment.region(CONTEXTS, USABLE))
 
     def read():

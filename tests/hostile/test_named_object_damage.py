@@ -21,7 +21,7 @@ import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict, Timer
 from shmrhash._types.declared import codec_for
 
-NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
+NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # offsets in a context
 VALUE = b"a value that stands in no entry, of some class"
 RUN = bytes(range(256)) * 80  # five pages
 SCHEMA_BYTES_OFFSET, SCHEMA_OFFSET, CHECKED_FROM, CHECKSUM_OFFSET = 140, 2048, 128, 224
@@ -30,7 +30,7 @@ DONE_OR_SAID = ("done", "SegmentCorrupt", "LockTimeout", "KeyNotFound")
 
 @pytest.fixture
 def damaged_dict(map_name):
-    """A function that makes a dict of one of DICTS and its Segment; no check() at the end."""
+    """Return a function that makes one of DICTS and its Segment; no check() follows at the end."""
     with contextlib.ExitStack() as stack:
 
         def make(kind):
@@ -42,7 +42,7 @@ def damaged_dict(map_name):
 
 
 def place_of(segment, content):
-    """The offset of these bytes in the segment; the last one if a redo buffer has them, too."""
+    """Return the offset of these bytes in the segment: the last one if a redo buffer has a copy."""
     found = [
         start + at
         for start, part in segment.whole()
@@ -53,7 +53,7 @@ def place_of(segment, content):
 
 
 def reference_to(d, segment, key):
-    """The offset of the reference to the value of the only entry, whose key is short."""
+    """Return the offset of the reference to the value of the only entry, whose key is short."""
     return place_of(segment, key.encode().ljust(15, b"\0") + bytes([len(key)])) + 16 + 16
 
 
@@ -71,15 +71,16 @@ LOOKS = {
 
 
 def d_key(d):
-    """The only key, as bytes of the map."""
+    """Return the only key as bytes of the map."""
     return next(iter(d.handle))
 
 
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("index", [1 << 33, 20])
 def test_a_reference_to_no_object_ends_in_segment_corrupt(damaged_dict, look, index):
-    """H1: a reference beyond its class, or to a hole. Once view() hung, kptr_get() returned None,
-    and the others read the hole, which is SIGBUS if the file system is full."""
+    """H1: a reference leads beyond its class, or to a hole. view() used to hang, kptr_get() to
+    return None, and other operations to read the hole, which is SIGBUS if the file system is
+    full."""
     d, segment = damaged_dict("str to bytes")
     d["k"] = RUN
     at = reference_to(d, segment, "k")
@@ -108,7 +109,7 @@ LOST = {
 
 @pytest.mark.parametrize("look", LOST)
 def test_entry_in_an_update_by_no_context_ends_in_segment_corrupt(map_name, look):
-    """H1: by its header, the element's value is in the redo buffer of a context that does not
+    """H1: an element's header says that its value is in the redo buffer of a context that does not
     exist."""
     with SharedDict.create(map_name, key=int, value=float, ttl=60, timeout=0.05) as d:
         d[ODD] = 0.625
@@ -126,8 +127,8 @@ def test_entry_in_an_update_by_no_context_ends_in_segment_corrupt(map_name, look
 @pytest.mark.parametrize("length", [16, 20, 254])
 @pytest.mark.parametrize("look", ["keys", "items", "popitem", "key"])
 def test_key_of_an_impossible_length_ends_in_segment_corrupt(map_name, look, length):
-    """H1: the last of a key's 16 bytes says how many of the others count. Once the bytes behind
-    them were read, too. With these seeds the damaged key still has its hash."""
+    """H1: the last of a key's 16 bytes says how many of the others count. The bytes after the key
+    used to be read, too. With these seeds the damaged key still has its hash."""
     with make_dict(map_name, "str to int", _seeds=COLLIDING) as d:
         d["abc"] = 5
         segment = Segment(d.handle)
@@ -140,7 +141,7 @@ def test_key_of_an_impossible_length_ends_in_segment_corrupt(map_name, look, len
 
 
 def test_length_beyond_the_run_is_not_read(damaged_dict):
-    """M1: the pages after the run have no memory."""
+    """M1: a length beyond the run is not believed; the pages after the run have no memory."""
     d, segment = damaged_dict("str to bytes")
     d["k"] = body(13)
     size = len(d["k"])
@@ -174,8 +175,8 @@ def writes(d, rounds):
 
 
 def test_names_that_another_process_changes_are_read_once(damaged_dict, seed):
-    """H1: a name used to be checked and then read again; a process that changed it in between made
-    the reader store beyond the segment."""
+    """H1: a name used to be checked and then read again. A process that changed the name in between
+    made the reader store beyond the segment."""
     d, segment = damaged_dict("str to bytes")
     d.handle.close()
     d = SharedDict.open(d.name, key=str, value=bytes, timeout=0.001)
@@ -199,7 +200,7 @@ def test_popitem_of_keys_that_no_lookup_finds_ends(damaged_dict):
 
 
 def test_text_that_is_not_utf8_ends_in_segment_corrupt(damaged_dict):
-    """H1: the bytes of a str are not UTF-8."""
+    """H1: reading a str whose bytes are not UTF-8 raises SegmentCorrupt."""
     d, segment = damaged_dict("int to str")
     d[1] = "a text that stands beside its entry"
     segment.set(place_of(segment, b"a text that stands"), 0xFF, "<B")
@@ -209,7 +210,8 @@ def test_text_that_is_not_utf8_ends_in_segment_corrupt(damaged_dict):
 
 @pytest.mark.parametrize("damage", [0xFF, 0xC1])
 def test_invalid_messages_end_in_segment_corrupt(damaged_dict, damage):
-    """H1: the bytes of a dataclass are not MessagePack, or a text in them is not UTF-8."""
+    """H1: reading a dataclass whose bytes are not MessagePack, or have a text that is not UTF-8,
+    raises SegmentCorrupt."""
     d, segment = damaged_dict("str to messages")
     d["k"] = Sample("a name of a sample", [0.5])
     place = place_of(segment, msgspec.msgpack.encode(d["k"]))
@@ -219,7 +221,7 @@ def test_invalid_messages_end_in_segment_corrupt(damaged_dict, damage):
 
 
 def test_invalid_array_ends_in_segment_corrupt(damaged_dict):
-    """H1: the shape of an array does not fit its bytes."""
+    """H1: reading an array whose shape does not fit its bytes raises SegmentCorrupt."""
     d, segment = damaged_dict("int to arrays")
     d[1] = np.arange(7.0) + 0.125
     segment.set(place_of(segment, struct.pack("<d", 0.125)) + 56, 8)
@@ -267,7 +269,7 @@ HEADERS = {  # (offset in the header, format, numbers); a field is its kind and 
 
 @pytest.mark.parametrize("lie", HEADERS)
 def test_impossible_header_ends_in_segment_corrupt(map_name, lie):
-    """H1: the header has right checksums and impossible numbers."""
+    """H1: opening a header with right checksums and impossible numbers raises SegmentCorrupt."""
     offset, form, *numbers = HEADERS[lie]
     limits = {"max_entries": 10, "fields": [Timer(0), Kptr(8)], "max_bytes": 1 << 16}
     with RHashMap.create(map_name, key_size=8, value_size=48, **limits) as m:
@@ -323,7 +325,8 @@ def test_a_schema_of_other_types_ends_in_layout_mismatch(damaged_dict, name, dec
 
 @pytest.mark.parametrize(("key_size", "value_size"), [(4, 8), (16, 8), (8, 4), (8, 16)])
 def test_dict_of_types_that_do_not_fit_the_map_is_refused(map_name, key_size, value_size):
-    """H1: the core used to read 8 bytes of 4-byte keys, and to hash 16 bytes of 8-byte keys."""
+    """H1: a dict whose types do not fit the map's sizes is refused. The core used to read 8 bytes
+    of 4-byte keys, and to hash 16 bytes of 8-byte keys."""
     with RHashMap.create(
         map_name, key_size=key_size, value_size=value_size, max_entries=10, _schema=schema()
     ) as shared_map:
@@ -347,7 +350,7 @@ def test_context_that_owes_too_much_is_settled(damaged_dict):
 
 
 def test_every_kind_of_dict_has_an_image():
-    """A test of the campaign: its dicts use all codecs of the core."""
+    """A test of the campaign: the dicts that it damages use all codecs of the core."""
     keys = {codec_for(key, "key").kind for key, *_ in DICTS.values()}
     values = {codec_for(value, "value").kind for _, value, *_ in DICTS.values()}
 
@@ -356,7 +359,7 @@ def test_every_kind_of_dict_has_an_image():
 
 
 def test_a_kptr_to_no_object_ends_in_segment_corrupt(map_name):
-    """H1: kptr_get and kptr_xchg used to return None."""
+    """H1: kptr_get() and kptr_xchg() of a damaged reference raise; they used to return None."""
     key = bytes(8)
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20

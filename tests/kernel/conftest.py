@@ -1,4 +1,5 @@
-"""Maps of the kernel beside ours. Where bpf(2) is refused, the tests that need it are skipped.
+"""Fixtures for maps of the kernel and ours. Where bpf(2) is refused, tests that need it are
+skipped.
 
 With SHMRHASH_NEED_BPF=1 in the environment they fail instead.
 """
@@ -21,7 +22,7 @@ def give_up(refused):
 
 @pytest.fixture(scope="session")
 def kernel_permits():
-    """The kernel lets this process create and use a hash map."""
+    """Require that the kernel lets this process create and use a hash map, or give up."""
     try:
         with bpf.KernelMap.create(key_size=4, value_size=4, max_entries=1) as kernel:
             said = kernel.update(b"key.", b"val.")
@@ -32,7 +33,7 @@ def kernel_permits():
 
 @pytest.fixture(scope="session")
 def kernel_permits_all(kernel_permits):
-    """The kernel also lets this process reopen a map read-only or write-only, and lock values."""
+    """Require also that this process may reopen a map one-way and lock values, or give up."""
     try:
         with bpf.KernelMap.create(key_size=4, value_size=8, max_entries=1, lock=True) as kernel:
             for flags in (bpf.F_RDONLY, bpf.F_WRONLY):
@@ -43,7 +44,7 @@ def kernel_permits_all(kernel_permits):
 
 @pytest.fixture
 def make_kernel_map(kernel_permits):
-    """A function that creates maps of the kernel."""
+    """Return a function that creates maps of the kernel."""
     maps = []
 
     def make(**geometry):

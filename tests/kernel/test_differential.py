@@ -1,4 +1,5 @@
-"""Our map and the kernel's hash map side by side: the same operations, results and errnos.
+"""Our map and the kernel's hash map get the same operations, and must give equal results and
+errnos.
 
 Hypothesis generates geometries and sequences; the maps are tiny, so that they are full most of the
 time. Every difference between the two must be listed in DIFFERENCES.
@@ -31,7 +32,7 @@ import shmrhash
 from shmrhash import RHashMap
 
 COMPARE_EVERY_STEPS = 11
-FREEZE_AFTER_STEPS = 25  # most of a sequence runs on a map that can be written
+FREEZE_AFTER_STEPS = 25  # so most steps of a sequence run on a map that can be written
 
 KEY_SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 64, 511, 512]) | st.integers(1, 512)
 VALUE_SIZES = st.sampled_from([1, 4, 7, 8, 9, 16, 68, 256, 4095, 4096]) | st.integers(1, 4096)
@@ -155,14 +156,14 @@ def may_write(machine):
 
 
 def key_number(index, size, salt):
-    """The index-th key of this salt: keys differ in one byte, whose place depends on the salt."""
+    """Return the index-th key of a salt: keys differ in one byte, whose place the salt decides."""
     key = bytearray(hashlib.shake_128(f"{salt}".encode()).digest(size))
     key[salt % size] = index
     return bytes(key)
 
 
 class Both(RuleBasedStateMachine):
-    """A map of each side; run_machine() makes subclasses with the name of our map."""
+    """A pair of maps, the kernel's and ours; run_machine() makes subclasses with our map's name."""
 
     name = None
 
@@ -214,7 +215,7 @@ class Both(RuleBasedStateMachine):
         return self.value_number(data.draw(st.integers(0, 1 << 16), label="value"))
 
     def value_number(self, number):
-        """The value of that number; the bytes in which the kernel keeps a lock are zeros."""
+        """Return the value of a number; the bytes in which the kernel keeps a lock are zeros."""
         value = hashlib.shake_128(f"value {number}".encode()).digest(self.kernel.value_size)
         return bytes(LOCK_BYTES) + value[LOCK_BYTES:] if self.kernel.lock else value
 
@@ -222,7 +223,7 @@ class Both(RuleBasedStateMachine):
         return data.draw(st.integers(1, len(self.keys) + 1), label="count")
 
     def same(self, operation):
-        """Perform the operation on both sides; the answers must be equal, and one is returned."""
+        """Perform the operation on both sides, whose answers must be equal; return the answer."""
         kernel, ours = operation(self.kernel), operation(self.ours)
         assert kernel == ours
         return kernel
@@ -386,7 +387,8 @@ class Both(RuleBasedStateMachine):
 
     @rule(stop_at=st.integers(1, 60))
     def for_each(self, stop_at):
-        """for_each has no system call: the callback must meet what the kernel's walk gives."""
+        """The callback of for_each, which no system call offers, gets the pairs of the kernel's
+        walk."""
         pairs = self.pairs_of_kernel()
         met = []
 
@@ -475,7 +477,7 @@ class Both(RuleBasedStateMachine):
 
 
 def update_each_or_all(side, keys, values, flags):
-    """A loop of updates on the kernel's side, and a batch on ours; the same Answer for both."""
+    """Return the Answer of a loop of updates on the kernel's side, or of a batch on ours."""
     if isinstance(side, OurMap):
         return count_of(side.update_batch(keys, values, flags))
     for done, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -486,7 +488,8 @@ def update_each_or_all(side, keys, values, flags):
 
 
 def count_of(said):
-    """The answer with a count: 0 if the batch was refused before its first element."""
+    """Return the answer with a count, which is 0 if the batch was refused before its first
+    element."""
     return said if said.result is not None else Answer(said.error, 0)
 
 
@@ -536,7 +539,7 @@ CREATIONS = {
 
 @pytest.mark.parametrize("map_flags", CREATIONS["map_flags"], ids=hex)
 def test_creation_is_refused_alike_on_both_sides(kernel_permits, map_name, map_flags):
-    """K1: for sizes, limits and flags that HASH and RHASH treat alike: the same errno, or a map."""
+    """K1: sizes, limits and flags that HASH and RHASH treat alike give one errno, or a map each."""
     for key_size, value_size, max_entries in itertools.product(
         CREATIONS["key_size"], CREATIONS["value_size"], CREATIONS["max_entries"]
     ):
@@ -594,7 +597,7 @@ def test_every_difference_from_rhash_is_documented():
     ],
 )
 def test_difference_at_creation_exists(kernel_permits, map_name, difference, change, kernel, ours):
-    """K1: both sides of a listed difference; if it no longer exists it must leave the list."""
+    """K1: each listed difference at creation exists; one that is gone must leave the list."""
     geometry = {"key_size": 8, "value_size": 8, "max_entries": 4} | change
 
     assert difference in DIFFERENCES
@@ -615,7 +618,7 @@ FLAGS_LOOKED_AT_IN_ANOTHER_ORDER = {
 
 @pytest.fixture
 def both(make_kernel_map, make_map):
-    """A map of each side, of 4 entries, with the keys 1 and 2."""
+    """Two maps, the kernel's and ours, each with room for 4 entries and with the keys 1 and 2."""
     geometry = {"key_size": 1, "value_size": 1, "max_entries": 4}
     sides = make_kernel_map(**geometry), OurMap(make_map(**geometry))
     for side, key in itertools.product(sides, (b"\1", b"\2")):

@@ -94,7 +94,7 @@ def test_takes_in_steps_meet_every_pair_once(side, step):
 
 
 def test_map_is_filled_and_emptied_repeatedly(side):
-    """W1, W2 (case 4): the steps of the kernel's test in its order, on one map."""
+    """W1, W2 (case 4): the steps of the kernel's test run in its order on one map."""
     for step in range(1, MAX):
         fill(side)
         assert take_pairs(side.lookup_batch, step, MAX) == PAIRS
@@ -108,7 +108,7 @@ def test_map_is_filled_and_emptied_repeatedly(side):
 
 
 def test_update_stops_at_the_limit(side):
-    """W2: E2BIG with the number of keys stored before it; these are in the map."""
+    """W2: a full map's E2BIG comes with the number of keys stored, all of which are in the map."""
     more = [int_word(number) for number in range(100, 100 + MAX)]
     assert side.update_batch(KEYS[:4], VALUES[:4]) == ("", 4)
 
@@ -127,7 +127,7 @@ def test_later_value_of_a_repeated_key_stays(side):
 
 
 def test_delete_stops_at_an_absent_key(side):
-    """W1: ENOENT with the number of keys deleted before it; keys after the absent one stay."""
+    """W1: ENOENT comes with the number of keys deleted; keys after the absent one stay."""
     fill(side)
 
     assert side.delete_batch([KEYS[3], KEYS[4], int_word(99), KEYS[5]]) == ("ENOENT", 2)
@@ -139,7 +139,7 @@ def test_delete_stops_at_an_absent_key(side):
 
 @pytest.mark.parametrize("flags", [1, 2, 3, 7, 8, 1 << 40, -1])
 def test_batches_refuse_other_flags(side, flags):
-    """K1: EINVAL before any key is changed; a batch of lookups takes F_LOCK only."""
+    """K1: other flags are EINVAL before a key is changed; batches of lookups take F_LOCK only."""
     fill(side)
 
     assert side.lookup_batch(None, MAX, flags).error == "EINVAL"
@@ -169,7 +169,7 @@ def test_every_batch_but_the_last_is_full(ours, step):
 
 @steps
 def test_a_deleted_cursor_does_no_harm(ours, step):
-    """I1: the key at a cursor is deleted; RHASH returns EAGAIN, our batch goes on after it."""
+    """I1: if the key at a cursor is deleted, RHASH returns EAGAIN; our batch goes on after it."""
     fill(ours)
     first = ours.lookup_batch(None, step)
     seen = [key for key, _ in first.result.pairs]
@@ -187,7 +187,8 @@ def test_a_deleted_cursor_does_no_harm(ours, step):
 
 
 def test_update_batch_takes_noexist_and_exist(ours):
-    """W1: the kernel refuses these flags in a batch; ours treats each element as update() does."""
+    """W1: update_batch takes NOEXIST and EXIST, which the kernel refuses, and treats each key by
+    it."""
     fill(ours)
     assert ours.delete(KEYS[5]) == ("", None)
 

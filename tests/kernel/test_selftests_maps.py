@@ -26,12 +26,13 @@ OK = ("", None)
 
 
 def large_key(number):
-    """struct { int a; char b[4096]; long long c; }, as the compiler lays it out."""
+    """Return struct { int a; char b[4096]; long long c; } as the compiler lays it out."""
     return struct.pack("=i4096s4xq", 0, b"", number)
 
 
 def test_hashmap(make_side):
-    """W1, W2 (test_hashmap): every flag with two entries, at the limit and beyond it."""
+    """W1, W2 (test_hashmap): a map with two entries meets every flag, at its limit and beyond
+    it."""
     side = make_side(**TWO)
 
     hashmap_case(side)
@@ -39,7 +40,8 @@ def test_hashmap(make_side):
 
 
 def test_hashmap_next_keys(make_side):
-    """W1, I1 (test_hashmap): a walk gives both keys once, then ENOENT; an empty map, ENOENT."""
+    """W1, I1 (test_hashmap): a walk gives both keys once and then ENOENT, like that of an empty
+    map."""
     side = make_side(**TWO)
     hashmap_case(side)
 
@@ -50,7 +52,7 @@ def test_hashmap_next_keys(make_side):
     assert side.get_next_key(first) == ("", other)
     assert side.get_next_key(other) == ("ENOENT", None)
     if isinstance(side, bpf.KernelMap):
-        assert side.get_next_key(word(0)) == ("", first)  # ours differs, see test_differential.py
+        assert side.get_next_key(word(0)) == ("", first)  # not ours: test_differential.py
     hashmap_end_case(side)
 
     assert side.get_next_key() == ("ENOENT", None)
@@ -113,7 +115,7 @@ def test_hashmap_walk_and_update_afterwards(make_side, entries):
 
 
 def test_hashmap_zero_seed(make_map):
-    """K1 (test_hashmap_zero_seed): EINVAL, as with RHASH; each map has random seeds."""
+    """K1 (test_hashmap_zero_seed): F_ZERO_SEED is EINVAL, as with RHASH; maps have random seeds."""
     with pytest.raises(shmrhash.InvalidArgument):
         make_map(
             key_size=4,
@@ -205,7 +207,7 @@ def test_map_wronly(request, make_side):
 
 @pytest.mark.parametrize("flag", [bpf.F_RDONLY, bpf.F_WRONLY], ids=["rdonly", "wronly"])
 def test_map_created_read_only_or_write_only(make_side, flag):
-    """K1 (test_map_rdonly, test_map_wronly): the same flags, given at creation."""
+    """K1 (test_map_rdonly, test_map_wronly): a map's creator can limit its own descriptor."""
     side = make_side(
         key_size=4, value_size=4, max_entries=32_768, map_flags=bpf.F_NO_PREALLOC | flag
     )

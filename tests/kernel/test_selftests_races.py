@@ -16,9 +16,10 @@ methods = pytest.mark.parametrize("method", METHODS)
 flagged = pytest.mark.parametrize("flags", LOCK_FLAGS, ids=["plain", "F_LOCK"])
 
 
-@pytest.mark.parametrize("method", ["fork", SPAWN])  # a thread would pin the test runner
+@pytest.mark.parametrize("method", ["fork", SPAWN])  # a thread would pin the runner
 def test_concurrent_update(make_map, method):
-    """W1 (concurrent_update): four workers on one CPU update one key 1,000 times each, no error."""
+    """W1 (concurrent_update): four workers on one CPU update one key 1,000 times without an
+    error."""
     m = make_map(key_size=4, value_size=8, max_entries=1)
     cpu = min(os.sched_getaffinity(0))
 
@@ -36,7 +37,8 @@ def test_concurrent_update(make_map, method):
 @pytest.mark.parametrize("loops", [500, pytest.param(200_000, marks=pytest.mark.long)])
 @pytest.mark.thorough
 def test_htab_reuse(make_map, method, flags, loops):
-    """R1, R2 (htab_reuse): one writer, four readers; none hangs or reads another key's value."""
+    """R1, R2 (htab_reuse): four readers beside a writer never hang, nor read another key's
+    value."""
     m = make_map(key_size=4, value_size=8, max_entries=64)
 
     results = run_together(

@@ -78,7 +78,7 @@ def test_update_exist(make_side):
 
 
 def test_update_any(make_side):
-    """W1 (update_any): ANY inserts, ANY overwrites."""
+    """W1 (update_any): ANY inserts an absent key, and overwrites the value of a present key."""
     side = make_side(**RHASH)
 
     assert side.update(int_key(11), rhash_value(111), ANY) == OK
@@ -89,7 +89,7 @@ def test_update_any(make_side):
 
 
 def test_noexist_duplicate(make_side):
-    """W1 (noexist_duplicate): the second NOEXIST is EEXIST and changes nothing."""
+    """W1 (noexist_duplicate): a second update with NOEXIST is EEXIST and changes nothing."""
     side = make_side(**RHASH)
 
     assert side.update(int_key(12), rhash_value(1), NOEXIST) == OK
@@ -106,7 +106,7 @@ def test_delete_nonexistent(make_side):
 
 
 def test_map_extra_presize(make_map):
-    """K1 (map_extra_presize): the hint is reported, and 256 insertions succeed."""
+    """K1 (map_extra_presize): info has the hint, and 256 insertions succeed."""
     m = make_map(key_size=4, value_size=8, max_entries=1024, map_extra=256)
 
     assert m.info()["map_extra"] == 256
@@ -136,7 +136,8 @@ def test_iter(make_side):
 
 
 def test_iter_in_small_batches(make_side):
-    """I1 (iter): the test above in batches of five pairs, as many as the kernel's 64 bytes hold."""
+    """I1 (iter): batches of five pairs, as many as the kernel's 64 bytes hold, meet each key
+    once."""
     side = make_side(**SMALL)
     for number in range(1, 65):
         assert side.update(int_key(number), word(0), NOEXIST) == OK
@@ -173,7 +174,8 @@ def three(make_map):
 
 
 def test_for_each_visits_every_element(three):
-    """I1 (for_each hash_map): each of three elements is visited once; the number is returned."""
+    """I1 (for_each hash_map): for_each visits each of three elements once and returns their
+    number."""
     seen = {}
 
     visited = three.for_each(lambda key, value: seen.__setitem__(bytes(key), bytes(value)))
@@ -215,7 +217,7 @@ def test_nested_for_each_deletes_each_element(three):
 
 
 def test_callback_of_for_each_may_update_its_element(three):
-    """W1 (reenter_update of htab_update.c): an update from the callback does not deadlock."""
+    """W1 (reenter_update of htab_update.c): a callback of for_each updates without a deadlock."""
 
     def double(key, value):
         three.update(key, word(2 * number_in(value)), EXIST)
