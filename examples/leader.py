@@ -98,7 +98,8 @@ def main(arguments=None):
             stopped += 1
             os.kill(pid, signal.SIGSTOP)
             lead_since(term)
-            os.kill(pid, signal.SIGCONT)
+            if pid in workers:  # nobody has killed it meanwhile
+                os.kill(pid, signal.SIGCONT)
         else:
             killed += 1
             workers.pop(pid).kill()
