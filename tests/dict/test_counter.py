@@ -117,7 +117,7 @@ def test_wrong_keys_and_numbers_are_type_errors(c):
 
 
 def test_a_full_counter_refuses_new_keys_and_counts_present_ones(make_dict):
-    """W2."""
+    """W2: a full counter refuses a new key, and still counts the present ones."""
     c = make_dict(SharedCounter, max_entries=3)
     c.update("abc")
 

@@ -59,7 +59,7 @@ def test_nested_lists_are_converted_to_an_array(make_dict):
 
 
 def test_an_array_is_read_without_copying(make_dict):
-    """Two reads show the same memory."""
+    """Two reads of one array return views of the same memory."""
     d = make_dict(key=str, value=Array("u1"))
     d["a"] = np.arange(1 << 20, dtype="u1")
 
@@ -110,7 +110,8 @@ def test_values_read_by_walks_hold_no_views(make_dict):
 
 
 def test_an_array_is_unchanged_while_a_reference_to_it_exists(make_dict):
-    """Its value is replaced, deleted, cleared, and other values need its memory: the bytes stay."""
+    """The bytes of an array that was read stay the same when its value is replaced, deleted or
+    cleared, and when other values need memory."""
     d = make_dict(key=int, value=Array("u1"), max_bytes=8 << 20)
     d[0] = np.full(1 << 20, 7, "u1")
     held = d[0]

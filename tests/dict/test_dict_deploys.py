@@ -175,7 +175,8 @@ def test_types_that_fit_are_decoded_by_msgspec(one, other):
 
 
 def test_a_key_class_fits_only_itself(make_dict, map_name):
-    """Keys are found by their bytes: with one more field every key would be a different one."""
+    """Keys are found by their bytes, so a key class with one more field would make every key a
+    different one."""
     frozen = [
         dataclasses.make_dataclass("Place", fields, frozen=True)
         for fields in ([X], [X], [X, ("y", int, default(5))])
@@ -215,7 +216,8 @@ def test_recursive_classes_are_compared_by_their_shape(make_dict, map_name):
 
 
 def test_a_class_defined_again_stores_into_the_same_dict(make_dict):
-    """As when a notebook's cell is run again: another class object of the same name and form."""
+    """Running a notebook's cell again makes another class object of the same name and form; the
+    dict accepts its instances."""
     made, again, other = data(X), data(X), data(("x", str))
     d = make_dict(key=int, value=made)
 
@@ -227,7 +229,8 @@ def test_a_class_defined_again_stores_into_the_same_dict(make_dict):
 
 
 def test_structures_are_compared_by_their_stored_form(make_dict, map_name):
-    """ctypes: nested structures count, too; the name of the class does not."""
+    """Two ctypes structures fit if their fields, including nested structures, are stored alike; the
+    class name does not count."""
     import ctypes
 
     def outer(inner, name="Outer"):
@@ -247,7 +250,7 @@ def test_structures_are_compared_by_their_stored_form(make_dict, map_name):
 
 @pytest.mark.parametrize("record", [None, 5, [], ["z"], ["z", "!"], {}, {"f": 5}, ["ref", 9]])
 def test_a_type_description_from_a_stranger_fits_nothing(record):
-    """H1: it may contain anything."""
+    """H1: a type description written by another program may contain anything, and is refused."""
     mine = message_codec(Node, "value").record["stored"]
 
     assert not compatible(mine, record)
@@ -267,7 +270,8 @@ def test_the_description_of_a_large_class_is_compressed_and_still_compared(make_
 
 
 def test_declaring_a_dataclass_does_not_change_it(make_dict):
-    """Nor the classes of its fields: a notebook's classes are pickled by value."""
+    """Declaring a dataclass changes neither it nor the classes of its fields, because a notebook's
+    classes are pickled by value."""
     inner = data(X)
     cls = data(("a", inner), ("b", list[inner]), ("c", Old), ("d", NAMED))
     before = {one: dict(vars(one)) for one in (cls, inner, Old, NAMED)}
@@ -318,7 +322,8 @@ def _start(gate, name):
 
 @pytest.mark.thorough
 def test_of_several_starters_one_replaces_and_all_open_the_new_dict(make_dict, map_name):
-    """All count in one dict; if there were two, none would hold all the counts."""
+    """All processes count in one dict; if there were two dicts, neither would hold all the
+    counts."""
     for round_number in range(10):
         name = f"{map_name}-{round_number}"
         make_dict(name=name, key=str, value=str)
@@ -342,7 +347,8 @@ def test_a_pickled_handle_opens_its_dict_whatever_the_class_is_called(make_dict)
     ],
 )
 def test_what_earlier_pickles_name_is_still_there(name):
-    """Handles, types and results in pickles of earlier programs, and the keys in segments."""
+    """The names of handles, types and results that pickles of earlier programs and keys in segments
+    contain still exist."""
     module, _, thing = name.rpartition(".")
 
     found = pickle.loads(f"cshmrhash.{module}\n{thing}\n.".encode())

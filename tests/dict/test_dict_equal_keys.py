@@ -314,14 +314,16 @@ def test_the_repeated_hour_is_two_hours(make_dict):
 
 
 def test_the_function_in_the_bytes_of_a_key_keeps_its_name():
-    """Otherwise a new release would not find the keys that an earlier one stored."""
+    """The function named in a key's bytes keeps its name; otherwise a new release would not find
+    the keys that an earlier one stored."""
     data = encode_key(Place("a", frozenset()))
 
     assert b"\x8c\x12shmrhash._keykinds\x8c\x0emade_of_fields\x93" in data
 
 
 def test_keys_do_not_depend_on_the_hash_seed():
-    """A frozen dataclass with a frozenset inside, in processes with different hash seeds."""
+    """Processes with different hash seeds make the same key of a frozen dataclass that contains a
+    frozenset."""
     program = (
         "import sys, test_dict_equal_keys as t\n"
         "print(t.encode_key(t.Place('a', frozenset('abcdefgh'))).hex())\n"
@@ -386,6 +388,7 @@ def test_keys_of_a_declared_class_are_equal_if_the_instances_are(make_dict):
     ],
 )
 def test_bytes_that_are_no_key_are_damage(data):
-    """H1: a process that may write may store anything."""
+    """H1: stored bytes that no key has are reported as damage, because any process with write
+    access may store anything."""
     with pytest.raises(shmrhash.SegmentCorrupt):
         decode_key(data)

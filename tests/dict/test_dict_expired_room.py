@@ -89,7 +89,8 @@ def test_max_entries_counts_only_live_entries(make_dict, living):
 
 @pytest.mark.parametrize("size", [100, 5_000, 60_000])
 def test_max_bytes_counts_only_live_entries(make_dict, size):
-    """X1: for objects as for entries; also where the expired ones are of another size."""
+    """X1: max_bytes counts the objects of live entries only, also if the expired objects are of
+    another size."""
     d = make_dict(key=str, value=bytes, ttl=LONG_S, max_bytes=2 << 20)
     d["kept"] = b"lives"
     count = store_until_full(d, size, KEY)
@@ -143,7 +144,7 @@ def test_entries_of_a_plain_map_with_a_timer_expire(map_name):
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 1000, 20_000])
 @pytest.mark.parametrize("living", [0, 1])
 def test_expire_removes_all_expired_entries(make_dict, count, living):
-    """It takes one call, also if no live entry comes after the expired ones."""
+    """One call of expire() removes all expired entries, also if no live entry comes after them."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=32_768)
     d.update({number: number for number in range(count + living)})
     expire_now(d, range(living, count + living))
@@ -192,7 +193,7 @@ def test_insertions_remove_expired_entries_while_there_is_room(make_dict):
 
 
 def test_a_locked_expired_entry_is_skipped(make_dict):
-    """X1, L1: a section holds it, so it stays; the other expired entries make room."""
+    """X1, L1: an expired entry that a section holds stays; the other expired entries make room."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=8)
     d.update({number: number for number in range(8)})
     expire_now(d, range(1, 8))

@@ -68,7 +68,8 @@ def test_a_key_comes_back_equal(key):
 
 @hypothesis.given(plain_keys, plain_keys)
 def test_keys_have_equal_bytes_if_and_only_if_they_are_equal(one, other):
-    """Also between types: the strategy makes numbers of several types, alone and inside tuples."""
+    """Two keys have equal bytes exactly if they are equal, also if their types differ: the strategy
+    makes numbers of several types, alone and inside tuples."""
     assert (encode_key(one) == encode_key(other)) == (one == other)
 
 
@@ -133,7 +134,7 @@ def test_unequal_keys_are_two_keys(one, other):
 
 
 def test_a_nan_is_found_again(make_dict):
-    """A dict finds a NaN only by the same object."""
+    """A SharedDict finds a NaN key by its bytes; a plain dict finds it only by the same object."""
     for key_type in (object, float):
         d = make_dict(key=key_type, value=int)
         d[math.nan] = 1
@@ -207,7 +208,8 @@ def test_keys_of_every_length_are_kept_apart(make_dict, key_type):
 
 @pytest.mark.parametrize("size", [EDGE - 1, EDGE, EDGE + 1, 16, 17])
 def test_keys_with_every_last_byte_are_kept_apart(make_dict, size):
-    """Also keys whose bytes look like a length or like the mark of a digest."""
+    """Keys that differ in the last byte are different, also if that byte looks like a length or
+    like the mark of a digest."""
     d = make_dict(key=bytes, value=int)
     for last in range(256):
         d[bytes(size - 1) + bytes([last])] = last

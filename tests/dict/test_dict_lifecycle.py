@@ -123,7 +123,8 @@ def test_a_handle_pickles_with_its_types(make_dict):
 
 
 def test_a_pickled_handle_does_not_open_a_different_dict(make_dict, map_name):
-    """The dict of the same name was made anew with other types."""
+    """A pickled handle does not open a dict that was created later with the same name and other
+    types."""
     d = make_dict(key=str, value=int)
     data = pickle.dumps(d)
     d.unlink()
@@ -285,7 +286,7 @@ def test_an_executor_shares_through_its_initializer(anonymous_left, method):
 
 
 def test_a_dict_can_be_an_argument_of_a_task(anonymous_left):
-    """The queue of tasks pickles it, several times."""
+    """A dict can be passed to a task although the queue of tasks pickles it several times."""
     with SharedDict(key=int, value=int) as d, ProcessPoolExecutor(2) as pool:
         futures = [pool.submit(SharedDict.update, d, {number: number}) for number in range(20)]
         for future in futures:
@@ -392,7 +393,8 @@ START_METHOD_PROGRAM = """
 
 @every_method
 def test_a_program_leaves_no_files_and_no_warnings(run_program, anonymous_left, method):
-    """No warning of a resource_tracker or any other; the dicts stay open until the exit."""
+    """A program whose dicts stay open until its exit leaves no file, and no warning of a
+    resource_tracker or anything else."""
     assert run_program(START_METHOD_PROGRAM, method) == "[0, 1, 2] 3 [0, 0, 0]\n"
     assert anonymous_left() == []
 
@@ -419,7 +421,8 @@ DAEMON_PROGRAM = """
 
 @every_method
 def test_a_program_that_ends_before_its_daemons_leaves_nothing(run_program, anonymous_left, method):
-    """They are terminated when the program exits, and only then is the dict closed."""
+    """The daemon processes are terminated when the program exits, and only then is the dict
+    closed."""
     assert run_program(DAEMON_PROGRAM, method) == "True\n"
     assert anonymous_left() == []
 
@@ -446,14 +449,15 @@ THREADS_PROGRAM = """
 
 
 def test_daemon_threads_use_a_dict_until_the_program_exits(run_program, anonymous_left):
-    """The dict is not closed before, so no thread prints a MapClosed."""
+    """The dict is not closed before the daemon threads stop, so none of them prints a MapClosed."""
     for _ in range(3):
         assert run_program(THREADS_PROGRAM) == "running\n"
     assert anonymous_left() == []
 
 
 def test_a_process_that_exits_normally_is_not_reported_dead(run_program, make_dict):
-    """C3: neither one whose threads used the dict until then, nor one of multiprocessing."""
+    """C3: a process that exits normally is not reported dead, whether its threads used the dict
+    until then or multiprocessing started it."""
     d = make_dict(key=str, value=int)
     ended = [os.getpid()]
     run_program(THREADS_PROGRAM, d.name)
@@ -473,7 +477,8 @@ def test_a_process_that_exits_normally_is_not_reported_dead(run_program, make_di
 
 
 def test_a_child_that_exits_does_not_unlink_the_dict(run_program, make_dict, anonymous_left):
-    """The resource_tracker would remove shared memory that another program owns."""
+    """No resource_tracker removes the dict's shared memory, which another program owns, when a
+    child exits."""
     d = make_dict(key=str, value=str)
     d["a"] = "parent"
     program = """

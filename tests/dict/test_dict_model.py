@@ -85,7 +85,8 @@ class DictAgainstDict(RuleBasedStateMachine):
         return handle, data.draw(self.key_strategy, label="key")
 
     def store(self, data, write, key, value):
-        """Store in both; the model, too, refuses a new key if the dict is full."""
+        """Store the entry in the dict and in the model; the model, too, refuses a new key if the
+        dict is full."""
         if key not in self.model and len(self.model) == ROOM:
             with pytest.raises(shmrhash.MapFull):
                 write()

@@ -50,7 +50,7 @@ class SmallPopitem:
 
 
 class TestBasicProtocolOfSharedDict(mapping_tests.BasicTestMappingProtocol):
-    """All of these tests apply."""
+    """The standard library's tests of the basic mapping protocol, all of which apply."""
 
     type2test = DictOf
 
@@ -85,7 +85,8 @@ for _case in (
 
 @pytest.mark.parametrize("case", [TestProtocolOfSharedDict, TestHashProtocolOfSharedDict])
 def test_only_tests_that_cannot_apply_are_left_out(case):
-    """A test that a class here replaces is in the list; popitem is only tested differently."""
+    """CANNOT_APPLY lists every test that a class here replaces; popitem is only tested
+    differently."""
     ours = {name for name in vars(case) if name.startswith("test")}
 
     assert ours <= CANNOT_APPLY.keys()
@@ -123,7 +124,8 @@ class LoudText(str):
 
 @pytest.mark.parametrize("operation", ["__getitem__", "pop", "setdefault", "get", "__contains__"])
 def test_an_exception_of_a_keys_hash_is_passed_on(operation):
-    """The subject of test_getitem, test_pop and test_setdefault, with a class that may be a key."""
+    """The dict passes on what a key's hash raises, as test_getitem, test_pop and test_setdefault
+    require; here the class may be a key."""
     with SharedDict() as d:
         key = LoudText("a")
         d[key] = 1
@@ -135,7 +137,7 @@ def test_an_exception_of_a_keys_hash_is_passed_on(operation):
 
 
 def test_an_exception_of_comparing_values_is_passed_on():
-    """The subject of test_eq and test_repr."""
+    """The dict passes on what a comparison of values raises, as test_eq and test_repr require."""
     with SharedDict() as d:
         d[1] = Loud()
 
@@ -145,7 +147,8 @@ def test_an_exception_of_comparing_values_is_passed_on():
 
 
 def test_setdefault_returns_a_copy_of_the_stored_value():
-    """The rest of test_setdefault, as it works here."""
+    """setdefault() returns a copy of the stored value; this replaces the rest of
+    test_setdefault."""
     with SharedDict() as d:
         d.setdefault("key", []).append(3)
 

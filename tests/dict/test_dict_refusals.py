@@ -154,7 +154,7 @@ def test_changing_a_deadline_waits_for_a_section_of_the_entry(make_dict):
 
 
 def test_values_of_many_words_are_copied_whole(make_dict):
-    """R2: they are larger than what the core keeps on its stack."""
+    """R2: values larger than what the core keeps on its stack are copied whole."""
     d = make_dict(key=int, value="<200q")
     d[1] = tuple(range(200))
     assert d[1] == tuple(range(200))
@@ -201,7 +201,7 @@ def test_operations_on_fields_that_a_map_does_not_have_are_refused(map_name):
 
 
 def test_a_map_whose_value_is_only_a_deadline_is_no_dict(map_name):
-    """H1: it has no room for a value."""
+    """H1: a map whose value is only a deadline has no room for a dict's value, and is refused."""
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Timer(0)]
     ) as m:

@@ -195,7 +195,7 @@ def test_racing_stores_under_one_key_lose_no_object(make_dict, job):
     ids=["entries", "objects"],
 )
 def test_a_map_larger_than_the_address_space_is_refused(map_name, limits):
-    """M1: with TooLarge, and no map is made."""
+    """M1: a map larger than the address space is refused with TooLarge, and no map is made."""
     with pytest.raises(shmrhash.TooLarge):
         RHashMap.create(map_name, key_size=8, **limits)
     with pytest.raises(shmrhash.SegmentMissing):
@@ -220,8 +220,8 @@ def update_the_last_key(gate, m, rounds):
 
 
 def test_the_loser_of_a_race_for_the_last_free_entry_updates_its_key(make_map):
-    """W2: it may be refused while the winner inserts, but not once the key is there; and one of the
-    two always inserts the key."""
+    """W2: the loser may be refused while the winner inserts the key, but not once the key is there;
+    and one of the two always inserts it."""
     m = make_map(max_entries=1)
     rounds = 1500
 

@@ -103,7 +103,7 @@ def test_another_limit_is_a_mismatch_that_names_the_remedy(make_dict, map_name):
 
 
 def test_each_handle_may_have_its_own_ttl(make_dict, map_name):
-    """A handle that is opened without one has the creator's. A pickle keeps it."""
+    """A handle opened without a ttl has the creator's; a pickled handle keeps its own."""
     types = {"key": str, "value": int}
     make_dict(**types, ttl=5)
 
@@ -151,7 +151,8 @@ def test_a_class_with_other_fields_is_a_mismatch(make_dict, map_name):
 
 
 def test_a_class_of_the_main_module_is_equal_in_a_spawned_child():
-    """There the module's name is __mp_main__."""
+    """A class of the main module fits in a spawned child, where the module's name is
+    __mp_main__."""
     here = type("Thing", (), {"__module__": "__main__"})
     there = type("Thing", (), {"__module__": "__mp_main__"})
 

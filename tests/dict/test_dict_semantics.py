@@ -177,7 +177,8 @@ def test_subscripts_are_executed_by_the_core_directly():
 
 
 def test_using_a_dict_without_init_raises():
-    """The interpreter must not crash."""
+    """Using a dict whose __init__ was not called raises an error, and does not crash the
+    interpreter."""
     empty = SharedDict.__new__(SharedDict)
 
     for use in (len, lambda d: d["a"], lambda d: d.get("a"), lambda d: d.close(), list):
@@ -243,7 +244,7 @@ def test_a_section_stores_an_assigned_or_changed_value(d):
 
 
 def test_a_section_that_raises_stores_nothing(d):
-    """L1."""
+    """L1: a section whose block raises stores nothing."""
     with pytest.raises(ZeroDivisionError), d.locked("b") as entry:
         entry.value.append(1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -274,7 +275,8 @@ def test_a_section_can_delete_its_key(d):
 
 
 def test_a_section_whose_value_cannot_be_stored_leaves_the_old_value(d):
-    """L1: also if the end of the section notices that; the lock is free afterwards."""
+    """L1: the old value stays and the lock is released, also if only the end of the section finds
+    that the new value cannot be stored."""
     with pytest.raises(Exception, match=r"pickle|local object"), d.locked("a") as entry:
         entry.value = lambda: 0
 
@@ -431,7 +433,7 @@ def test_no_count_is_lost(make_dict, method, seed):
 
 @pytest.mark.parametrize("value", [int, float])
 def test_no_two_increments_return_the_same_sum(make_dict, seed, value):
-    """W1: eight processes increment."""
+    """W1: eight processes increment one counter, and each increment returns a different sum."""
     counter = make_dict(SharedCounter, key=int, value=value)
 
     results = run_together(

@@ -113,7 +113,8 @@ def test_expire_frees_the_objects_of_all_expired_entries(make_dict):
 
 
 def test_an_entry_lives_exactly_until_its_deadline(make_dict):
-    """To the millisecond: each answer is compared with the clock before and after it."""
+    """An entry expires in the millisecond of its deadline: each answer is compared with the clock
+    before and after it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     for number in range(5):
         begun_ns = time.monotonic_ns()
@@ -166,7 +167,8 @@ def test_a_new_value_gets_a_new_deadline(make_dict):
 
 
 def test_a_change_in_place_keeps_the_deadline(make_dict):
-    """add, a section, update_with: the entry expires when it would have without them."""
+    """An entry changed by add, a section or update_with expires when it would have expired without
+    the change."""
     d = make_dict(key=str, value=int, ttl=LONG_S)
     d.set("a", 0, ttl=5)
 
@@ -291,7 +293,8 @@ def test_storing_over_a_locked_expired_entry_waits_until_the_timeout(make_dict, 
 
 
 def test_a_section_whose_entry_expired_stores_nothing_and_raises(make_dict):
-    """L1: the value would be absent at once, so the caller gets KeyGone."""
+    """L1: a section whose entry has expired raises KeyGone, because its value would be absent at
+    once."""
     d = make_dict(key=str, value=int, ttl=LONG_S)
     d["k"] = 1
 
@@ -315,7 +318,8 @@ def run_alone(function):
 
 
 def test_popitem_of_a_dict_with_only_a_locked_expired_entry_raises_key_error(make_dict):
-    """W1: the dict counts as empty."""
+    """W1: a dict whose only entry has expired counts as empty, also while a section holds that
+    entry."""
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     with locked_until_it_expires(d):
         wait_past(d._deadline_ns("k") if "k" in d else 0)

@@ -132,7 +132,8 @@ def test_unions_are_values_and_keys(make_dict):
 
 @pytest.mark.parametrize("cls", [Gapped, Outer])
 def test_a_structure_with_unused_bytes_is_refused_as_a_key(make_dict, cls):
-    """Equal keys could differ in these bytes. As values such structures are accepted."""
+    """A ctypes structure with unused bytes is refused as a key, because equal keys could differ in
+    these bytes; as a value it is accepted."""
     value = Gapped(1, 2.0) if cls is Gapped else outer()
     with make_dict(key=int, value=cls) as d:
         d[1] = value
@@ -191,7 +192,7 @@ def test_without_msgspec_the_error_for_a_dataclass_says_what_to_install(monkeypa
 
 
 def test_without_numpy_only_arrays_are_refused(tmp_path):
-    """In a process that cannot import NumPy."""
+    """A process that cannot import NumPy can use a dict of objects; Array raises an ImportError."""
     program = """
         import sys
         sys.modules["numpy"] = None

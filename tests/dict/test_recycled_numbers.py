@@ -36,7 +36,8 @@ def d(make_dict, plain):
 
 
 def test_each_number_is_right_after_any_other(make_dict, seed):
-    """In one object or in several, whichever number the object had before."""
+    """A returned int is right whatever number was returned before, in the same object or in
+    another."""
     rng = random.Random(seed)
     d = make_dict(key=int, value=int)
     for number in NUMBERS:
@@ -74,7 +75,8 @@ def test_sums_that_are_kept_do_not_change(make_dict):
 
 
 def test_texts_that_are_kept_do_not_change(d, plain):
-    """All, every third, or only as keys, parts of a pair, or with their hash."""
+    """A returned text does not change while the program keeps it: every text, every third, or only
+    as a key, as part of a pair, or with its hash."""
     pairs = list(d.items())
     thirds = [name for turn, name in enumerate(d) if turn % 3 == 0]
     hashes = [(hash(name), number) for name, number in d.items()]
@@ -87,14 +89,16 @@ def test_texts_that_are_kept_do_not_change(d, plain):
 
 
 def test_a_text_is_hashed_anew(d, plain):
-    """The hash that Python keeps in a text is that of its characters, not of those before."""
+    """The hash that Python keeps in a text is that of its present characters, not that of the text
+    returned before."""
     for name, number in d.items():
         assert hash(name) == hash("".join(list(name)))
         assert plain[name] == number
 
 
 def test_interned_texts_do_not_change(d, plain):
-    """Python's table of interned texts has references that are not counted."""
+    """Interned texts do not change, although Python's table of them has references that are not
+    counted."""
 
     class Named:
         pass
@@ -116,7 +120,8 @@ def test_interned_texts_do_not_change(d, plain):
 
 
 def test_threads_that_share_an_iterator_see_no_object_change(d, plain):
-    """Each keeps what it got while the others go on, and switch at every chance."""
+    """Each thread keeps the objects it got from a shared iterator, and none changes while other
+    threads continue the iteration."""
     wrong, found = [], []
     walks = [iter(d.items()) for _ in range(40)]
 

@@ -337,7 +337,8 @@ def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, map_
 
 
 def test_a_dict_without_max_bytes_reserves_at_most_64_gib(make_dict):
-    """Whatever size the file system has; with max_bytes= it can be more."""
+    """A dict without max_bytes reserves at most 64 GiB, whatever the file system's size; with
+    max_bytes it can reserve more."""
     default = make_dict(key=str, value=bytes)
     larger = make_dict(key=str, value=bytes, max_bytes=8 << 30)
 
@@ -349,7 +350,8 @@ def test_a_dict_without_max_bytes_reserves_at_most_64_gib(make_dict):
 
 
 def test_the_filter_of_these_tests_refuses_the_named_call(in_child):
-    """It does not refuse the other calls of the same name."""
+    """The tests' filter refuses fallocate() that punches a hole, and allows fallocate() that
+    allocates."""
 
     def ask(gate):
         refusing.refuse("fallocate", PUNCH_HOLE, errno.ENOSYS)

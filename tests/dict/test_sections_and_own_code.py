@@ -81,7 +81,8 @@ def test_section_that_its_pickling_rolls_back_stores_nothing(d, act):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_pickling_cannot_end_its_section_or_assign_its_value(d, act, number):
-    """L1, L2: it is told so, and the value being pickled is the one that is stored."""
+    """L1, L2: a value's pickling gets an error if it ends its section or assigns the value; the
+    value being pickled is stored."""
     d[1], d[2] = "one", "two"
     block = d.locked_many([1, 2][:number])
     entry = block.__enter__()[0]
@@ -107,7 +108,7 @@ def test_pickling_cannot_end_its_section_or_assign_its_value(d, act, number):
 
 
 def test_pickling_that_deletes_its_key_deletes_it(d, act):
-    """L1: as it does in a block of several keys."""
+    """L1: a key that its value's pickling deletes is deleted, as in a block of several keys."""
     d[1] = "before"
     with d.locked(1) as entry:
         act(entry.delete)
@@ -118,7 +119,7 @@ def test_pickling_that_deletes_its_key_deletes_it(d, act):
 
 
 def test_pickling_that_closes_the_dict_does_not_stop_its_section(d, act):
-    """L1: the value is stored."""
+    """L1: a section stores its value although the value's pickling closes the dict."""
     d[1] = "before"
     with shmrhash.SharedDict.open(d.name, value=object) as own:
         act(own.close)
@@ -146,7 +147,8 @@ def test_key_that_a_block_leaves_unchanged_cannot_be_changed_by_pickling(d, act,
 
 
 def test_value_assigned_by_pickling_to_a_key_that_is_to_be_deleted_is_refused(d, act):
-    """L2: it would be stored without having been encoded."""
+    """L2: a value that pickling assigns to a key about to be deleted is refused, because it would
+    be stored without having been encoded."""
     d.update({1: "one", 2: "two"})
     with d.locked_many([1, 2]) as (one, two):
         act(lambda: setattr(one, "value", "again"))
@@ -222,7 +224,8 @@ def test_timeout_that_enters_the_section_leaves_nothing_locked(d):
 
 
 def test_section_that_was_not_entered_in_time_can_be_entered_later(d):
-    """L1: for a dict as for a map."""
+    """L1: a section of a dict or a map that was not entered before its timeout can be entered
+    later."""
     d[1] = 5
     inside, leave = threading.Event(), threading.Event()
 

@@ -29,7 +29,7 @@ class Renamed(str):
 
 
 class Renumbered(int):
-    """A subclass of int, for the same reason."""
+    """A subclass of int, which every short way leaves to the general one."""
 
 
 def texts(rng):
@@ -40,7 +40,8 @@ def texts(rng):
 
 
 def checked_by_both_ways(shared, keys, values, slow_key):
-    """What one way stores, the other way finds, changes and deletes, and the reverse."""
+    """Check that one way finds, changes and deletes what the other way stores, in both
+    directions."""
     for key, value in zip(keys, values, strict=True):
         shared[slow_key(key)] = Renumbered(value)
         assert shared[key] == shared.get(key) == value
@@ -58,7 +59,8 @@ def checked_by_both_ways(shared, keys, values, slow_key):
 
 
 def test_short_texts_are_one_key_by_every_way(make_dict, seed):
-    """Of every length, with every character: the loads begin in front of the characters."""
+    """Texts of every length and character are one key by every way; the short ways' loads begin
+    before the characters."""
     rng = random.Random(seed)
     keys = sorted(set(texts(rng)))
     shared = make_dict(key=str, value=int, max_entries=1000)
@@ -89,7 +91,8 @@ def test_an_int_of_more_than_64_bits_is_refused_by_every_way(make_dict, number):
 
 @pytest.mark.parametrize("key_type", [str, int])
 def test_keys_behind_the_first_slot_are_found_and_changed(make_dict, monkeypatch, key_type):
-    """All keys have one hash, so the first slot with the hash's tag leads to one of them only."""
+    """All keys have one hash, so the first slot with the hash's tag leads to only one of them; the
+    others are found, too."""
     create = functools.partial(shmrhash.RHashMap.create, _seeds=COLLIDING)
     monkeypatch.setattr(_typed_maps, "RHashMap", types.SimpleNamespace(create=create))
     shared = make_dict(shmrhash.SharedCounter, key=key_type, max_entries=1000)
