@@ -38,7 +38,8 @@ from shmrhash.cli.errors import Failure
     ],
 )
 def test_commands_may_be_shortened(word, command):
-    """Where a prefix fits several commands, bpftool's come first, in its order."""
+    """A command may be shortened; if a prefix fits several commands, bpftool's commands come first,
+    in its order."""
     assert command == app.full_name(word)
 
 
@@ -81,7 +82,8 @@ def test_an_ambiguous_shortened_command_is_refused():
 )
 @pytest.mark.thorough
 def test_mistake_is_explained(hits, words, message):
-    """Exit status 2, a message that says what is wrong, and no traceback."""
+    """A mistake on the command line gives exit status 2 and a message that says what is wrong,
+    without a traceback."""
     result = say(words, status=2)
 
     assert message in result.err
@@ -98,7 +100,7 @@ def test_negative_numbers_are_not_taken_for_options(make):
 
 
 def test_layout_options_may_stand_before_or_after_the_command(hits):
-    """-j and -p; -p is JSON, too."""
+    """The options -j and -p may stand before or after the command; -p prints JSON, too."""
     wanted = run("-p", "dump", hits).out
 
     assert wanted.startswith("[{\n        ")
@@ -114,7 +116,8 @@ def test_module_runs_as_the_command(hits):
 
 
 def test_command_imports_only_the_modules_it_needs(hits):
-    """Not other commands, nor optional packages, whose import takes longer than a command."""
+    """A command imports neither other commands nor optional packages, whose import takes longer
+    than a command."""
     program = "import sys; from shmrhash.cli import app; app.run(['ls']); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=True
@@ -142,7 +145,7 @@ def test_closing_the_pipe_that_reads_the_output_is_no_error(make):
 
 
 def test_help_lists_every_command():
-    """help and --help say the same."""
+    """The commands help and --help print the same list of all commands."""
     text = run("--help").out
     assert "Exit status:" in text
     assert text == run("help").out
@@ -172,7 +175,7 @@ def completions(*words):
 
 
 def test_commands_maps_and_keywords_are_completed(make):
-    """Also the names of options."""
+    """The shell completes commands, maps and keywords, and also the names of options."""
     make("jobs").close()
     make("hits").close()
     Path(os.environ["SHMRHASH_DIR"], "notes").write_text("no map")
@@ -195,7 +198,8 @@ def test_completion_prints_code_for_a_shell(shell):
 
 
 def test_python_without_a_needed_package_says_how_to_install_it():
-    """The message has the extra's name and the command; no traceback; exit status 8."""
+    """A command that lacks a package names the extra and the command that installs it, without a
+    traceback; exit status 8."""
     for module, extra, words in (
         ("click", "cli", ["ls"]),
         ("rich", "cli", ["ls"]),

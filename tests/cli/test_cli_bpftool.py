@@ -247,7 +247,7 @@ def test_dump_of_one_and_of_none_looks_as_bpftools(twins, bpftool, ours, layout)
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_lookup_looks_as_bpftools(twins, bpftool, ours, layout):
-    """Every key of the map, and one that is absent."""
+    """The output of lookup equals bpftool's for every key of the map, and for an absent key."""
     absent = bytes(255 for _ in next(iter(twins.entries)))
     for key in [*twins.entries, absent]:
         theirs = bpftool(*layout, "map", "lookup", *twins.pin, "key", *key, check=False)
@@ -256,7 +256,8 @@ def test_lookup_looks_as_bpftools(twins, bpftool, ours, layout):
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_getnext_looks_as_bpftools(twins, bpftool, ours, layout):
-    """In a map of one key: the first key, and that no key follows it."""
+    """The output of getnext equals bpftool's in a map of one key: the first key, and the error that
+    no key follows it."""
     (only, *others) = twins.entries
     for key in others:
         bpftool("map", "delete", *twins.pin, "key", *key)
@@ -305,7 +306,7 @@ def test_getnext_with_a_key_looks_as_bpftools(twins, bpftool, ours):
     ids=lambda words: "-".join(map(str, words)),
 )
 def test_errors_read_as_bpftools(bpftool, ours, words):
-    """Our message begins with bpftool's."""
+    """Each of our error messages begins with bpftool's message."""
     twins = Twins(4, 8, bpftool)
     verb, *rest = words
     theirs = json.loads(bpftool("-j", "map", verb, *twins.pin, *rest, check=False))

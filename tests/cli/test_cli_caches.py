@@ -33,7 +33,8 @@ def stats(pages):
 
 
 def test_ls_and_info_say_that_it_is_a_cache(pages, stats):
-    """A full cache is in good health: it evicts. No column for caches if there is none."""
+    """A full cache is shown in good health, because it evicts; ls has no column for caches if there
+    is no cache."""
     ratio = f"{100 * stats.hit_ratio:.1f}%"
     (found,) = run("-j", "ls").json
     heads, row = run("ls").lines
@@ -136,7 +137,8 @@ def test_keys_that_are_being_computed_are_counted(pages, users):
 
 
 def test_top_shows_what_a_cache_did_between_two_frames(pages, users):
-    """HITS is of the interval: here all lookups are misses that compute, and evict."""
+    """The column HITS is of the interval between two frames: in this one every lookup misses,
+    computes and evicts."""
 
     def compute():
         if not compute.caches:

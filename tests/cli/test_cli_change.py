@@ -8,7 +8,7 @@ from shmrhash import RHashMap
 
 
 def test_map_from_create_to_delete():
-    """The words are those that users of bpftool write."""
+    """The commands take the words that users of bpftool write."""
     folder = os.environ["SHMRHASH_DIR"]
     assert say("create jobs key 4 value 8 entries 100").out == ""
     say(f"create {folder}/other type rhash key 4 value 8 entries 10 name other flags 1")
@@ -53,7 +53,7 @@ def test_created_map_has_the_requested_mode():
 
 
 def test_update_obeys_its_flags(hits):
-    """exist and noexist, in any order with key and value."""
+    """The command update obeys exist and noexist, in any order with key and value."""
     words = ("value", 5, "key", "k1")
     refused = run("update", hits, *words, "noexist", *STR, status=1)
     assert refused.err == "Error: update failed: File exists\n"
@@ -88,7 +88,7 @@ def test_freezing_again_is_refused(make):
 
 
 def test_frozen_map_is_shown_and_refuses_changes(hits):
-    """Every process may read the map, none may change it."""
+    """Every process may read a frozen map, and no process may change it."""
     assert run("freeze", hits).out == ""
 
     assert "\n\tfrozen\n" in run("show", "name", hits).out

@@ -63,7 +63,7 @@ def test_writer_killed_inside_an_operation_is_recovered(make, users):
 
 
 def test_ephemeral_map_of_killed_processes_is_listed_and_removed(users, own_directory):
-    """C2: it counts as missing; ls still shows it, and gc removes it."""
+    """C2: the map of killed processes counts as missing; ls still shows it, and gc removes it."""
 
     def create():
         return RHashMap.create("brief", key_size=8, value_size=8, max_entries=8, ephemeral=True)

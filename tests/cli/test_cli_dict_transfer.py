@@ -67,7 +67,8 @@ KINDS = {
 @pytest.mark.parametrize(("key", "value", "entries"), KINDS.values(), ids=KINDS)
 @pytest.mark.thorough
 def test_a_dict_comes_back_unchanged(tmp_path, key, value, entries):
-    """It is imported into a new dict, which gets its types and limits, and again into that dict."""
+    """An exported dict is imported into a new dict, which gets its types and limits, and then into
+    that dict again."""
     options = {"key": key, "value": value, "max_entries": 5000}
     references = value in (str, bytes, object) or key in (str, bytes, object)
     if references:
@@ -111,7 +112,7 @@ def test_arrays_come_back_unchanged(tmp_path):
 
 @need_msgspec
 def test_dataclasses_come_back_unchanged(tmp_path):
-    """Lines also show the fields."""
+    """Exported dataclasses come back unchanged; lines also show their fields."""
     entries = {number: Job(f"job {number}", number / 2) for number in range(50)}
     make_dict(entries, key=int, value=Job)
     for ending in ENDINGS:
@@ -182,7 +183,8 @@ def parts_of(name):
 
 
 def test_special_fields_come_back_unchanged(tmp_path):
-    """Objects, counts and deadlines; also with repair --into, which once copied none of them."""
+    """Objects, counts and deadlines come back unchanged, also with repair --into, which once copied
+    none of them."""
     make_fields().close()
     wanted = parts_of("typed")
     assert wanted[b"k0000001"][2] == (None, b"an object")
@@ -266,7 +268,7 @@ def test_max_bytes_of_an_imported_dict_can_be_given(tmp_path):
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.thorough
 def test_interrupted_import_of_a_dict_can_be_repeated(tmp_path, ending):
-    """C1: it is killed in the middle; the same command again completes it."""
+    """C1: an import is killed in the middle; the same command completes it when run again."""
     entries = {f"{number} {LONG}": f"value {number} " * 9 for number in range(70_000)}
     make_dict(entries, key=str, value=str)
     path = tmp_path / f"jobs.{ending}"
@@ -346,7 +348,7 @@ def old_snapshot(entries):
 
 
 def test_snapshots_of_plain_maps_keep_the_first_format(tmp_path):
-    """Old ones are read, and new ones are written in the same format."""
+    """Old snapshots of plain maps are read, and new ones are written in the same format."""
     entries = {b"key %4d" % number: bytes([number] * 8) for number in range(9)}
     (tmp_path / "old.snap").write_bytes(old_snapshot(entries))
 

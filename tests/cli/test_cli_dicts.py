@@ -83,7 +83,8 @@ SHOWN = {
 
 @pytest.mark.parametrize(("key", "value", "entries", "text"), SHOWN.values(), ids=SHOWN)
 def test_entries_are_shown_by_their_types(key, value, entries, text):
-    """Plain; and as JSON, with the encoded bytes in bpftool's form."""
+    """Entries are shown by their types in plain text and in JSON, which also has the encoded bytes
+    in bpftool's form."""
     make_dict(entries, key=key, value=value)
 
     assert lines_of("jobs") == text
@@ -159,7 +160,7 @@ def test_values_and_keys_are_unpickled_only_if_asked_for(tmp_path):
 
 
 def test_a_value_that_cannot_be_unpickled_is_shown_with_the_problem():
-    """Its class cannot be imported by this command."""
+    """A value whose class this command cannot import is shown with the problem."""
     make_dict({"a": Job("x", 1.0)}, key=str, value=object)
 
     assert "ModuleNotFoundError" in lines_of("jobs", "--unpickle")[0]
@@ -169,7 +170,8 @@ def test_a_value_that_cannot_be_unpickled_is_shown_with_the_problem():
 
 @pytest.mark.thorough
 def test_keys_are_written_by_their_type():
-    """lookup and delete take a text, a number, fields, or JSON where a key may be any object."""
+    """The commands lookup and delete take a text, a number, fields, or JSON where a key may be any
+    object."""
     make_dict({"alice": 7, LONG: 8}, "texts", key=str, value=int)
     make_dict({-5: "five"}, "numbers", key=int, value=str)
     make_dict({(1, 2): 3}, "structs", key="<HI", value=int)
@@ -221,7 +223,8 @@ def test_getnext_meets_every_key_of_a_dict():
 
 
 def test_update_stores_through_the_dict():
-    """Values have their types and the dict's ttl; flags are obeyed; the map stays sound."""
+    """The command update stores values of the dict's types with its ttl, and obeys flags; the map
+    stays sound."""
     make_dict({"a": 1}, key=str, value=int, ttl=HOUR)
 
     run("update", "jobs", "key", LONG, "value", "-9")
@@ -354,7 +357,8 @@ def make_fields(name="typed"):
 
 
 def test_special_fields_are_shown(users):
-    """Each is shown beside the bytes; an entry locked by another process shows as locked."""
+    """Each special field is shown beside the bytes; an entry locked by another process is shown as
+    locked."""
     make_fields().close()
 
     def hold():
@@ -445,7 +449,8 @@ ODD = 0x4D3C2B1A5F6E7D8C  # a distant deadline, whose bytes occur nowhere else i
 
 
 def test_damaged_deadline_counts_as_expired():
-    """H1: as in the dict itself; a number beyond the clock's range causes no traceback."""
+    """H1: an entry with a damaged deadline counts as expired, as in the dict itself; a number
+    beyond the clock's range causes no traceback."""
     make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=1 << 16)
     with SharedDict.open("jobs") as d:
         d._put("goes", 2, 0, ODD)
@@ -461,7 +466,8 @@ def test_damaged_deadline_counts_as_expired():
 
 
 def test_memory_of_objects_is_shown(users):
-    """info, ls, check, stat, top and metrics; an object that a process views counts as pinned."""
+    """The commands info, ls, check, stat, top and metrics show the memory of objects; an object
+    that a process views counts as pinned."""
     make_dict({"a": b"x" * 5000}, key=str, value=bytes, max_bytes=1 << 20)
     users.start(look := Look())
 
@@ -505,7 +511,8 @@ def test_maps_without_objects_show_none(make):
 
 
 def test_dict_of_a_killed_process_is_shown_and_repaired(users):
-    """C2: it is killed while it stores objects; values are whole before and after repair."""
+    """C2: a process is killed while it stores objects; the values are whole before and after
+    repair."""
     make_dict({}, key=str, value=str, max_bytes=1 << 24)
 
     opened = []

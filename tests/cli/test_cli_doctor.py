@@ -26,7 +26,8 @@ def test_doctor_finds_this_machine_suitable(own_directory):
     [("-v 4000000", "address space", "ulimit -v"), ("-f 100", "file size", "ulimit -f")],
 )
 def test_doctor_reports_limits_and_their_remedies(own_directory, limit, what, change):
-    """Exit status 1, and the command that changes the limit."""
+    """If a limit is too low, doctor exits with status 1 and names the command that changes the
+    limit."""
     words = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, "-m", "shmrhash"]
 
     result = run("doctor", status=1, command=words)
@@ -73,7 +74,8 @@ def doctor_refused(call, asked, status):
     ],
 )
 def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, name):
-    """Whatever version the kernel has: the refused call is named, and is not to be reported."""
+    """The command doctor tries each feature, whatever the kernel's version: it names a refused
+    call, and does not ask to report it."""
     found = doctor_refused(call, asked, status)
 
     (finding,) = (one for one in found if one["what"] == "system call")
@@ -100,7 +102,8 @@ def in_mount(options, *words, before=":"):
     [("never", "note", "remount,huge=advise"), ("advise", "ok", ""), ("always", "note", "advise")],
 )
 def test_doctor_reads_the_huge_page_option_of_the_tmpfs_in_use(huge, mark, change):
-    """The option of the mount counts, not the one for memory without a mount."""
+    """The command doctor reads the huge page option of the mount in use, not the one for memory
+    without a mount."""
     found = in_mount(f"size=64m,huge={huge}")["huge pages"]
 
     assert (mark, True) == (found["mark"], change in found["change"])
@@ -116,7 +119,8 @@ def test_doctor_gives_right_advice_for_a_read_only_directory():
 
 
 def test_doctor_never_asks_to_report_a_full_disk():
-    """The missing room is named instead, also where the map is made and then finds no room."""
+    """On a full disk doctor names the missing room instead, also if the map is made and then finds
+    no room."""
     for room in (0, 40, 80, 120, 160, 200, 240):
         fill = f"head -c {(400 - room) << 10} /dev/zero > /mnt/ballast"
         found = in_mount("size=400k", before=fill)

@@ -87,7 +87,7 @@ def test_csv_file_has_no_name_of_a_map(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 0), (3, 0)])
 def test_rows_of_no_bytes_are_refused(tmp_path, shape):
-    """With a message, not a ZeroDivisionError."""
+    """A file with rows of no bytes is refused with a message, not a ZeroDivisionError."""
     np = pytest.importorskip("numpy")
     rows = np.zeros(shape, "V8")
     np.savez(tmp_path / "hits.npz", keys=rows, values=rows, max_entries=10, name="hits")
@@ -96,7 +96,7 @@ def test_rows_of_no_bytes_are_refused(tmp_path, shape):
 
 @pytest.mark.parametrize("max_bytes", [1 << 63, 1 << 64, 1 << 70, -1, 1])
 def test_limits_that_no_map_can_have_are_refused(tmp_path, max_bytes):
-    """With a message, not an OverflowError."""
+    """A file with limits that no map can have is refused with a message, not an OverflowError."""
     schema = base64.b64encode(b"").decode()
     note = {"max_bytes": max_bytes, "fields": [[3, 0]], "schema": schema}
     (tmp_path / "hits.snap").write_bytes(snapshot("hits", note))
@@ -108,7 +108,8 @@ def test_limits_that_no_map_can_have_are_refused(tmp_path, max_bytes):
 
 @pytest.mark.parametrize("ending", sorted({"snap", "csv", "npz", "ndjson"}))
 def test_export_follows_no_link_at_its_temporary_name(hits, tmp_path, monkeypatch, ending):
-    """The name cannot be guessed; if it were, a link of that name would be refused."""
+    """The temporary name of an export cannot be guessed; a link of that name would be refused all
+    the same."""
     assert f".{ending}" in ENDINGS
     monkeypatch.setattr(newfile.secrets, "token_hex", lambda _size: TOKEN)
     victim = tmp_path / "victim"
@@ -131,7 +132,8 @@ def mode_of(path):
 
 
 def test_exported_file_has_the_permissions_of_the_map(make, tmp_path):
-    """As with cp: less the umask; a file that exists keeps its own permissions."""
+    """A new file gets the map's permissions less the umask, as with cp; an existing file keeps its
+    own permissions."""
     make("own").close()
     make("common", mode=0o664).close()
     make("open", mode=0o666).close()

@@ -59,7 +59,7 @@ def test_words_that_are_no_bytes_are_refused(text, message):
 
 @given(st.binary(min_size=1, max_size=40))
 def test_raw_bytes_are_read_back_from_each_form(data):
-    """Plain, hex, run together, and as in JSON."""
+    """Raw bytes are read back from plain text, hex, hex without gaps, and the form in JSON."""
     raw = Raw(len(data))
 
     assert data == taken(" ".join(map(str, data)), len(data))

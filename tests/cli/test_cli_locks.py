@@ -25,7 +25,8 @@ def listed(*arguments):
 
 
 def test_locks_shows_the_holder_of_each_lock(space, hits):
-    """Also a permit; a map that is no space is passed over."""
+    """The command locks shows the holder of each lock and permit; it skips a map that is no
+    space."""
     Lock("free", space=space)
     child = stays(Lock("gpu0", space=space).acquire)
     Semaphore(3, "slots", space=space).acquire()
@@ -90,7 +91,8 @@ def test_locks_shows_the_waiters(space):
 
 
 def test_dead_waiter_is_not_shown(space):
-    """Nor does its context show a wait when another process has taken it."""
+    """A dead waiter is not shown, and its context shows no wait after another process has taken
+    it."""
     slots = Semaphore(0, "slots", space=space)
     waiter = Partner(lambda parent: parent.say() or slots.acquire())
     waiter.hear()
@@ -119,7 +121,8 @@ def test_locks_of_a_map_are_refused(space, hits):
 
 @pytest.mark.parametrize("kind", [Lock, RLock])
 def test_unlock_takes_a_lock_away_only_by_force(space, kind):
-    """The next owner is told as of a death; the one that lost it learns that at its release."""
+    """After a forced unlock the next owner is told of the previous owner as of a dead one; the
+    previous owner gets an error when it releases the lock."""
     lock = kind("gpu0", space=space)
 
     def hold(parent):

@@ -162,7 +162,8 @@ def test_info_shows_figures_writers_and_readers(make, users):
 
 
 def test_commands_that_show_a_map_do_not_change_it(make):
-    """They take no process slot, recover nothing, and change no byte of the file."""
+    """Commands that show a map take no process slot, recover nothing, and change no byte of the
+    file."""
     make(entries=100).close()
     path = Path(os.environ["SHMRHASH_DIR"], "hits")
     before = path.read_bytes()

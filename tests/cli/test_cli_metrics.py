@@ -9,7 +9,8 @@ from shmrhash import RHashMap
 
 
 def test_metrics_are_prometheus_text(make, users, tmp_path):
-    """prometheus_client's own parser reads it; the text file has the same contents."""
+    """The parser of prometheus_client reads the output of metrics; the text file has the same
+    contents."""
     parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus_client")
     make().close()
     make("other", entries=7).close()

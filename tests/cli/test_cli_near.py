@@ -91,7 +91,8 @@ def test_a_dead_tracker_and_a_line_without_lease_are_said(scene, users):
 
 
 def test_a_node_of_the_past_is_not_shown_beside_one_of_now(scene):
-    """A server that is started again has another identity, and another line."""
+    """A server that is started again has another identity; the line of its previous identity
+    disappears."""
     scene.watch()
     old = scene.near._state.number(b"another")
     scene.tracker.began(old)
@@ -107,7 +108,7 @@ def test_a_node_of_the_past_is_not_shown_beside_one_of_now(scene):
 
 
 def test_a_new_server_replaces_the_old_one_at_once(own_directory, monkeypatch):
-    """Where the source asks one server at a time: no alarm for the age of what is gone."""
+    """If the source asks one server at a time, the age of a replaced server causes no alarm."""
     monkeypatch.setattr(PlainSource, "one_server", True, raising=False)
     scene = Scene()
     scene.watch()

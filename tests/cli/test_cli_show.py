@@ -7,7 +7,8 @@ from shmrhash import RHashMap
 
 
 def test_show_names_the_attached_processes(hits, users):
-    """Neither this command nor processes that only read are shown."""
+    """The command show names the attached processes, but neither itself nor processes that only
+    read."""
     pids = [users.start(RHashMap.open, hits) for _ in range(2)]
     users.start(lambda: RHashMap.open(hits, read_only=True))
 
@@ -65,7 +66,8 @@ def test_lookup_of_an_absent_key(hits):
 
 
 def test_getnext_walks_over_every_key(hits):
-    """Plain and JSON; the exit status after the last key is 1."""
+    """The command getnext walks over every key, in plain text and JSON; its exit status after the
+    last key is 1."""
     keys, words = [], []
     for _ in range(3):
         answer = run("-j", "getnext", hits, *words, "--str").json["formatted"]

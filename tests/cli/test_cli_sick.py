@@ -51,7 +51,8 @@ def test_damaged_header(hits, words):
 @pytest.mark.parametrize("content", [b"", b"just a text\n", b"x" * 8192], ids=len)
 @pytest.mark.thorough
 def test_file_that_is_no_map(content):
-    """A text, an empty file, and one larger than a map's header."""
+    """Every command explains a file that is no map: a text, an empty file, and a file larger than a
+    map's header."""
     path_of("notes").write_bytes(content)
 
     for words in (ONE_MAP[0], ONE_MAP[5], ONE_MAP[7]):
@@ -125,7 +126,7 @@ def test_map_that_may_not_be_opened(denied):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which can become another user")
 def test_readable_map_of_another_user_must_be_trusted(make):
-    """--owner names the trusted user."""
+    """A readable map of another user is refused unless --owner names that user."""
     make("open").close()
     os.chown(path_of("open"), 1, 1)
     user = ("--reuid", NOBODY, "--regid", NOBODY, "--clear-groups")

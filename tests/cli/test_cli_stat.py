@@ -9,7 +9,8 @@ from support.commandline import run
 
 
 def test_stat_counts_every_bucket(make):
-    """The histogram has the sums of the map; the expected numbers are close."""
+    """The bucket counts in stat's histogram add up to the map's, and the expected counts are close
+    to them."""
     make(entries=5000, max_entries=5000, key_size=16).close()
 
     found = run("-j", "stat", "hits").json

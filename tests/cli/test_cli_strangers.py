@@ -99,7 +99,7 @@ def test_signal_kills_the_reading_child_and_not_the_command(theirs, monkeypatch)
 
 
 def test_child_that_takes_too_long_is_killed(theirs):
-    """Its map is reported as damaged."""
+    """A child that takes too long to read a map is killed, and the map is reported as damaged."""
     with pytest.raises(shmrhash.SegmentCorrupt, match=r"more than 0\.1 s"):
         strangers.read_map(theirs, Session(), lambda shared_map: signal.pause(), 0.1)
 

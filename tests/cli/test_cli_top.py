@@ -95,7 +95,7 @@ def test_top_shows_which_processes_wait(make, users):
 
 
 def test_top_prints_text_into_a_pipe(make, users):
-    """Sorted by the given column; only the given maps."""
+    """In a pipe top prints only the given maps as text, sorted by the given column."""
     make("few", entries=1).close()
     make("many", entries=500).close()
     pid = users.start(RHashMap.open, "many")
@@ -120,7 +120,7 @@ def test_top_of_no_maps_and_of_a_damaged_map(make, own_directory):
 
 
 def test_top_on_a_terminal_obeys_keys(make, users):
-    """It is sorted by the column of a key; q restores screen and keyboard."""
+    """On a terminal top sorts by the column of the key pressed; q restores screen and keyboard."""
     make("few", entries=1).close()
     make("many", entries=500, max_entries=2000).close()
     users.start_working(counting("many"))
@@ -156,7 +156,8 @@ def readers(shared_map):
 
 
 def test_top_keeps_no_handle_open_between_frames(make):
-    """A handle that reads would hold memory back."""
+    """Between two frames top keeps no handle open, because a handle that reads would hold memory
+    back."""
     shared_map = make()
     top = start("top", "-d", 30)
     try:

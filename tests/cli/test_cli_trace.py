@@ -48,7 +48,7 @@ def simulated(path, *options):
 
 
 def test_simulated_sizes_find_what_caches_of_these_sizes_find(tmp_path, seed):
-    """The hit ratios of sizes that were not traced are right, too."""
+    """The simulated hit ratios are right, also for sizes that were not traced."""
     keys = zipf(random.Random(seed), KEYS, 0.9, LOOKUPS)
     path = tmp_path / "x"
     measured = {SIZE: trace_of(path, keys)}
@@ -64,7 +64,8 @@ def test_simulated_sizes_find_what_caches_of_these_sizes_find(tmp_path, seed):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", list(streams(0, 10, 100)))
 def test_simulated_streams_find_what_caches_find(tmp_path, seed, name):
-    """Scans, loops, keys that come once, changing frequencies."""
+    """The simulated hit ratios are right for scans, loops, keys that come once, and changing
+    frequencies."""
     keys = streams(seed, KEYS, 2 * LOOKUPS)[name]
     path = tmp_path / "x"
     measured = {SIZE: trace_of(path, keys), 2000: ask_all(keys, 2000)}

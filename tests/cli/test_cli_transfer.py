@@ -36,7 +36,8 @@ def ending(request):
 @pytest.mark.parametrize("options", [(), STR], ids=["bytes", "text"])
 @pytest.mark.thorough
 def test_entries_come_back_unchanged(make, tmp_path, ending, options):
-    """They are imported into a new map, and into an existing one; no output in a pipe."""
+    """Exported entries come back unchanged in a new map and in an existing one; an import into a
+    pipe prints nothing."""
     make(entries=500).close()
     path = tmp_path / f"hits.{ending}"
     lines = ending in ("ndjson", "csv")
@@ -106,7 +107,7 @@ def test_lines_can_be_read_by_other_programs(hits):
 
 
 def test_map_is_exported_and_imported_through_a_pipe(hits):
-    """export | gzip | import, as over ssh."""
+    """A map goes through export | gzip | import, as it would over ssh."""
     data = run("export", hits, "-", "-f", "snapshot").raw
     assert gzip.decompress(gzip.compress(data)) == data
 
@@ -172,7 +173,7 @@ def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
 
 @pytest.mark.thorough
 def test_keep_does_not_overwrite_entries(hits, tmp_path, ending):
-    """A repeated import does not undo later changes of other processes."""
+    """An import with --keep does not undo the changes made since the export."""
     path = tmp_path / f"hits.{ending}"
     run("export", hits, path)
     run("update", hits, "key", "k1", "value", 77, *STR)
@@ -194,7 +195,8 @@ def make_big_snapshot(path, entries):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.thorough
 def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
-    """C1: stopped in the middle, by Ctrl-C or SIGKILL; the same command again completes it."""
+    """C1: an import is stopped in the middle by Ctrl-C or SIGKILL; the same command completes it
+    when run again."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 200_000)
     whole = path.read_bytes()
@@ -225,7 +227,7 @@ def entries_so_far(name):
 
 
 def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
-    """The file appears when it is complete; an older one stays until then."""
+    """An exported file appears only when it is complete; an older file stays until then."""
     make_big_snapshot(tmp_path / "big.snap", 300_000)
     path = tmp_path / "big.ndjson"
 
@@ -360,7 +362,8 @@ def test_progress_is_shown_on_a_terminal_only(make, tmp_path):
 
 @pytest.mark.long
 def test_snapshot_of_a_million_entries_takes_half_a_second(own_directory, tmp_path):
-    """That is 2 million entries a second each way: the best of five, as measured by the command."""
+    """A snapshot is written and read at 2 million entries a second each: the best of five, as
+    measured by the command."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 1_000_000)
 
@@ -375,7 +378,7 @@ def test_snapshot_of_a_million_entries_takes_half_a_second(own_directory, tmp_pa
 
 
 def test_python_without_numpy_exports_and_imports(make, tmp_path):
-    """NumPy is needed for .npz alone."""
+    """A Python without NumPy exports and imports every format but .npz."""
     make(entries=300).close()
     script = (
         "import sys; sys.modules['numpy'] = None; from shmrhash.cli import main; sys.exit(main())"
