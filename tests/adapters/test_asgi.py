@@ -53,7 +53,7 @@ class Site:
         return httpx.AsyncClient(transport=transport, base_url="http://site")
 
     def ask(self, path="/", method="GET", **headers):
-        """One request; names of headers with _ for -."""
+        """Send one request; the names of its headers have _ for -."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
 
         async def ask():
@@ -228,7 +228,7 @@ def test_public_responses_are_for_logged_in_users_too(site, said):
 
 
 def test_an_answer_for_one_user_reaches_no_other(site):
-    """Whichever of the two users asks first."""
+    """A user never gets the answer for another user, whichever of the two asks first."""
 
     async def greet(request):
         return PlainTextResponse(request.headers.get("cookie", "nobody"))
@@ -297,7 +297,8 @@ def test_the_key_function_chooses(make_site):
 
 
 def test_vary_is_followed(site):
-    """Also if the application answers with another Vary later."""
+    """The cache follows the header Vary, also if the application answers with another Vary
+    later."""
     site.headers = {"vary": "Accept-Language"}
     german, english = site.ask(accept_language="de"), site.ask(accept_language="en")
 
@@ -372,7 +373,8 @@ def test_head_is_answered_from_the_page_of_get(site):
 
 
 def test_long_answers_go_out_as_they_come(make_site):
-    """The first piece arrives before the last is made, and the whole is not kept."""
+    """The first piece of a long answer arrives before the last is made, and the answer is not
+    kept."""
     site = make_site(max_body=1000)
     go_on = None
 
@@ -408,7 +410,7 @@ def test_long_answers_go_out_as_they_come(make_site):
 
 
 def test_events_and_slow_streams_are_not_held_back(site, monkeypatch):
-    """The second piece is made when the first has arrived."""
+    """A later piece of a stream is made only after the client has received the earlier ones."""
     arrived = None
 
     async def pieces():

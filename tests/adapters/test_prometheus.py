@@ -152,7 +152,8 @@ def test_the_numbers_outlive_all_processes(site, map_name):
     ],
 )
 def test_each_mode_of_a_gauge_beside_a_kill(site, mode, before, after):
-    """C3. No hook reports that the process is dead; collecting once more changes nothing."""
+    """C3. A gauge of each mode is right although no hook reports a process's death; collecting once
+    more changes nothing."""
     first = sets(mode, 5)
     second = sets(mode, 7)
     named = {"": "", "a": str(first.pid), "b": str(second.pid)}
@@ -177,7 +178,7 @@ def test_the_most_recent_of_the_living(site):
 
 
 def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
-    """A segment does not grow with the number of processes that have ended."""
+    """A segment of metrics does not grow with the number of processes that have ended."""
     for number in range(10):
         in_child(gauge("sum").inc, number)
         in_child(gauge("max", "m").set, number)
@@ -190,7 +191,8 @@ def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
 
 
 def test_a_reused_pid_is_another_process(site, map_name):
-    """C3. The new process has the label of an earlier one, as if the kernel had reused its pid."""
+    """C3. A new process with the label of an earlier one, as if the kernel had reused its pid,
+    counts as another process."""
 
     def use(parent, number):
         values.ValueClass = prometheus.value_class(map_name, process_identifier=lambda: 7)
@@ -215,7 +217,8 @@ def test_a_reused_pid_is_another_process(site, map_name):
 
 
 def test_a_forked_child_has_numbers_of_its_own(site):
-    """The metrics were made before the fork, as with gunicorn's --preload."""
+    """A forked child has its own numbers although the metrics were made before the fork, as with
+    gunicorn's --preload."""
     every, total = gauge("all"), gauge("livesum", "t")
     every.set(1)
     total.set(1)
@@ -235,7 +238,8 @@ def test_a_forked_child_has_numbers_of_its_own(site):
 
 
 def test_a_forked_child_is_told_from_its_parent_by_more_than_the_label(site, map_name, monkeypatch):
-    """C3. As if the kernel had given the child the pid of the process that made the metrics."""
+    """C3. A child counts apart from the process that made the metrics, even if the kernel gives it
+    that process's pid."""
     same_label = prometheus.value_class(map_name, process_identifier=lambda: 7)
     monkeypatch.setattr(values, "ValueClass", same_label)
     total = gauge("livesum")
@@ -393,7 +397,8 @@ def test_a_name_is_needed():
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each", "preload"])
 def test_counts_of_a_gunicorn_are_exact_beside_kills(map_name, preload):
-    """A worker has one request at a time, and is killed in one that it has counted."""
+    """A worker of gunicorn has one request at a time; some are killed in one, and the counts stay
+    exact."""
     options = ["--bind", "127.0.0.1:PORT", "--workers", str(WORKERS), "--log-level", "critical"]
     application = "support.prometheus_site:application"
     paths = ["/"] * REQUESTS + ["/die"] * DEATHS

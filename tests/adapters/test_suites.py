@@ -19,7 +19,8 @@ def archives():
 
 
 def test_judging_by_name_notices_what_is_wrong():
-    """It notices a failure, a skip, an excluded test that passes, and one that no longer exists."""
+    """The judgement by name notices a failure, a skip, an excluded test that passes, and one that
+    no longer exists."""
     (suite,) = (suite for suite in running.SUITES if suite.name == "django")
     expected = dict.fromkeys(running.exclusions(suite), running.SKIPPED)
     excluded = next(iter(expected))

@@ -114,7 +114,8 @@ def test_every_number_of_the_reader_is_that_of_the_layout(tmp_path):
 
 
 def test_every_field_of_the_reader_is_where_the_layout_has_it(tmp_path):
-    """Of its structs that copy one of the layout; the reader has the first part of the header."""
+    """Every field of the reader's structs that copy a struct of the layout has the same offset; the
+    reader has only the first part of the header."""
     text = (READER / "shmrhash_reader.h").read_text()
     pairs = {
         "shmr_field_place": "FieldPlace",
@@ -157,7 +158,8 @@ def test_every_field_of_the_reader_is_where_the_layout_has_it(tmp_path):
 def test_walk_and_get_find_what_python_stored(
     make_map, show, seed, key_size, value_size, max_entries
 ):
-    """For sizes and limits that the geometry treats in different ways; the file's size agrees."""
+    """The C reader finds what Python stored, in maps of sizes and limits that the geometry treats
+    in different ways; the file's size agrees."""
     rng = random.Random(seed)
     shared = make_map(key_size=key_size, value_size=value_size, max_entries=max_entries)
     keys = list({rng.randbytes(key_size) for _ in range(min(max_entries, 1500))})
@@ -178,7 +180,8 @@ def test_walk_and_get_find_what_python_stored(
 
 @pytest.mark.parametrize("ttl", [None, 100])
 def test_objects_of_every_length_are_found(map_name, show, ttl):
-    """Keys that are stored in the entry and longer ones; values of all kinds of classes."""
+    """The C reader finds objects of all size classes, under keys stored in the entry and under
+    longer ones."""
     with SharedDict.create(map_name, key=str, value=str, ttl=ttl, max_bytes=1 << 26) as shared:
         for length, size in itertools.product(
             (1, 15, 16, 17, 24, 25, 5000), (1, 7, 100, 4000, 5000, 200_000)
@@ -239,7 +242,8 @@ def write_until_it_ends(process, change):
 
 
 def test_every_read_is_whole_while_python_writes_and_the_map_grows_and_shrinks(make_map, beside):
-    """R2, I1: no read is a mixture, no key that stays is missed or visited twice."""
+    """R2, I1: no read of the C reader is a mixture, and no key that stays in the map is missed or
+    visited twice."""
     shared = make_map(key_size=8, value_size=40, max_entries=8192)
     rng = random.Random(1)
 
@@ -270,7 +274,8 @@ def test_every_read_is_whole_while_python_writes_and_the_map_grows_and_shrinks(m
 
 
 def test_every_object_is_whole_while_python_replaces_it(map_name, beside):
-    """R2: objects of all lengths, whose memory is taken and given back all the time."""
+    """R2: the C reader reads whole objects of all lengths while their memory is freed and used
+    again."""
     with SharedDict.create(map_name, key=str, value=bytes, max_bytes=1 << 24) as shared:
         rng = random.Random(2)
 
