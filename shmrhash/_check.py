@@ -28,7 +28,7 @@ PROBLEMS = {
     14: "a lock is held although no process is inside an operation (at {0})",
     15: "the table word is damaged: {0} buckets",
     16: "no private memory for the walk",
-    17: "object {0} (index * 32 + class) is lost, or named twice",
+    17: "object {0} (index * 128 + class) is lost, or named twice",
     18: "the budget of objects counts {0} pages too many (if negative, too few)",
     19: "context {0} names a journal of which it is no member",
     20: "entry {0} (0: a clear() or a tag) has the number of an invalidation that never was",

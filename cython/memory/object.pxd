@@ -18,7 +18,7 @@ from machine.atomics cimport (
     unlikely,
 )
 from segment.status cimport (
-    Status, OK, ABSENT, NO_MEMORY, CORRUPT, OUT_OF_BYTES, RETRY, NEED_OBJECTS,
+    Status, OK, ABSENT, BUSY, NO_MEMORY, CORRUPT, OUT_OF_BYTES, RETRY, NEED_OBJECTS,
 )
 from segment.layout cimport PAGE_BYTES, ELEMENT_ALLOC, BLOCK_READY, NAME_MAX, Element
 from segment.words cimport word_held_by, element_state, block_state
@@ -103,7 +103,7 @@ cdef inline Status object_take(
         Op *op, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
     """Take an object of length bytes, at most LENGTH_MAX, into owned_refs[slot], which is 0. It is
     ALLOC and this context's. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing
-    is taken."""
+    is taken; but a run that could not grow stays named if it cannot be given back now."""
     cdef PoolView *pool = &op.map.classes[class_of(length)]
     cdef Status status
     op.context.debt |= 1
@@ -207,6 +207,8 @@ cdef inline Status object_make(
     if op.made >> slot & 1 and ref != 0:
         return OK if ref_length(ref) == length else CORRUPT
     status = leftovers_free(op)
+    if status == OK and unlikely(owned_ref(op, slot) != 0):
+        status = object_free(op, slot)         # a run that was left, beside an object that is made
     if status != OK:
         return status
     for _ in range(WRITE_TRIES_MAX):
@@ -216,6 +218,8 @@ cdef inline Status object_make(
             if status == OK:
                 status = RETRY
         if (status == NO_MEMORY or status == OUT_OF_BYTES) and not any_depot:
+            if owned_ref(op, slot) != 0 and object_free(op, slot) != OK:
+                return BUSY                    # the run that could not grow, or be given back
             if op.map.cache == NULL:           # a cache evicts first (evict_for_room)
                 objects_reclaim(op)
             any_depot = True
