@@ -102,8 +102,8 @@ cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogi
 cdef inline Status object_take(
         Op *op, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
     """Take an object of length bytes, at most LENGTH_MAX, into owned_refs[slot], which is 0. It is
-    ALLOC and this context's. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing
-    is taken; but a run that could not grow stays named if it cannot be given back now."""
+    ALLOC and this context's. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, RETRY, CORRUPT: nothing is
+    taken. BUSY: as these, or a run that could not grow is still named, to be given back later."""
     cdef PoolView *pool = &op.map.classes[class_of(length)]
     cdef Status status
     op.context.debt |= 1
@@ -113,8 +113,8 @@ cdef inline Status object_take(
     status = pool_take(op, pool, &op.context.owned_refs[slot], length)
     if status == OK and pool.capacity == 1:
         status = run_grow(op, pool, slot)
-        if status != OK:
-            object_free(op, slot)
+        if status != OK and object_free(op, slot) != OK:
+            status = BUSY
     return status
 
 cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogil:
@@ -218,8 +218,6 @@ cdef inline Status object_make(
             if status == OK:
                 status = RETRY
         if (status == NO_MEMORY or status == OUT_OF_BYTES) and not any_depot:
-            if owned_ref(op, slot) != 0 and object_free(op, slot) != OK:
-                return BUSY                    # the run that could not grow, or be given back
             if op.map.cache == NULL:           # a cache evicts first (evict_for_room)
                 objects_reclaim(op)
             any_depot = True
