@@ -66,12 +66,15 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
         if holders is None:
             return
         report["maps"] += 1
-        unused = (names or holders.ephemeral) and holders.nobody
-        if holders.dead and is_trusted(user, owner):
+        trusted = is_trusted(user, owner)
+        if holders.dead and trusted:
             handle = RHashMap(os.dup(fd), name, os.fsencode(path), False, DEFAULT_TIMEOUT)
             report["recovered"] += handle.recovered_at_open + handle._recover()
             handle._detach()
-        elif holders.dead and not unused:
+            # The last process may have ended meanwhile. It saw this one, and left the name.
+            holders = _segment.holders_of(fd) or holders
+        unused = (names or holders.ephemeral) and holders.nobody
+        if holders.dead and not trusted and not unused:
             report["skipped"][name] = (
                 f"{holders.dead} processes died in it, but it belongs to user {user_text(user)}: "
                 f"the next process that uses it recovers them, or gc(owner={user})"

@@ -242,7 +242,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
                 )
             handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner, **more)
             if handle._is_space != cls._holds_cells and not more:  # _look() takes either
-                handle._detach()
+                handle.close()
                 raise LayoutMismatch(
                     f"segment {plain!r} is a space of locks: open it with Sync(name)"
                     if handle._is_space

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from support import stepping
-from support.children import Child, in_child, kill, stays
+from support.children import Child, Partner, in_child, kill, stays
 from support.killing import not_waiting
 from support.words import word
 
@@ -193,14 +193,17 @@ def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
     assert nameless == 0, f"{nameless} looks in {ATTACHMENTS} attachments"
 
 
-# A daemon that goes on when its parents have ended: one that ends by _exit() removes no name.
+# A daemon that goes on when its parents have ended: one that ends by _exit() removes no name. A
+# child has another parent only when the kernel has closed all files of its own and unmapped them;
+# the end of a pipe would say less.
 DAEMONIZE = """
+import time
 for _ in range(2):
-    reads, writes = os.pipe()
+    parent = os.getpid()
     if os.fork():
         os._exit(0)
-    os.close(writes)
-    os.read(reads, 1)
+    while os.getppid() == parent:
+        time.sleep(0.001)
 """
 ENDINGS = {
     "not closed": "m = RHashMap.create(NAME, **SIZES, ephemeral=True)",
@@ -220,8 +223,18 @@ ENDINGS = {
 }
 
 
+@pytest.fixture
+def own_folder(monkeypatch, map_name):
+    """A directory of segments in which no test that runs at the same time collects maps."""
+    folder = stepping.segment_path(f"{map_name}-folder")
+    folder.mkdir()
+    monkeypatch.setenv("SHMRHASH_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("how", ENDINGS)
-def test_ephemeral_map_leaves_no_name_after_a_normal_end(map_name, how):
+def test_ephemeral_map_leaves_no_name_after_a_normal_end(own_folder, map_name, how):
     """Life: whatever the program looks like, the last process that ends removes the name."""
     program = (
         "import os\nfrom shmrhash import Array, RHashMap, SharedDict\n"
@@ -241,7 +254,38 @@ def test_ephemeral_map_leaves_no_name_after_a_normal_end(map_name, how):
     )
 
     assert done.stdout == "made\n", done.stderr
-    assert not os.path.exists(stepping.segment_path(map_name))
+    assert list(own_folder.iterdir()) == []
+
+
+def test_last_process_that_ends_during_a_recovery_by_gc_leaves_no_name(own_folder, monkeypatch):
+    """Life: gc() is attached while it recovers a dead process, so the last process that ends just
+    then leaves the name to it."""
+
+    def hold(parent):
+        m = RHashMap.open_or_create("m", key_size=8, value_size=8, max_entries=8, ephemeral=True)
+        m[word(1)] = word(1)
+        parent.say("attached")
+        parent.wait()
+        m.close()
+
+    recover = RHashMap._recover
+
+    def recover_and_see_the_last_end(handle):
+        found = recover(handle)
+        last.tell()
+        last.result()
+        return found
+
+    with Partner(hold) as last:
+        assert last.hear() == "attached"
+        with Partner(hold) as dead:
+            assert dead.hear() == "attached"
+        monkeypatch.setattr(RHashMap, "_recover", recover_and_see_the_last_end)
+        report = shmrhash.gc()
+
+    assert report["recovered"] == 1, report
+    assert report["removed"] == ["m"], report
+    assert list(own_folder.iterdir()) == []
 
 
 def test_time_to_make_anonymous_dicts_is_linear_in_their_number():
