@@ -50,6 +50,7 @@ from segment.layout cimport (
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
     SCHEMA_OFFSET, SLOT_COUNT, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, BELL_COUNT, CELL_BYTES,
     CELL_KEY_BYTES, CONTEXT_MAX, ENTRY_TAGS_MAX, FEATURE_CACHE, FEATURE_CELLS, FEATURE_TAGS,
+    FEATURE_WHOLE,
     LOCK_MASK, REGION_CONTEXTS,
 )
 from segment.words cimport (
@@ -58,6 +59,7 @@ from segment.words cimport (
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
     Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
+    geometry_bytes_least, geometry_limit_all,
     geometry_bind, context_at, contexts_usable, processes_usable, region_usable,
 )
 from segment.births cimport birth_now, invalidate, tag_slot, value_bear, value_is_outdated
@@ -70,8 +72,9 @@ from memory.operation cimport (
     Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_NO_SWEEP, OP_PLAIN, OP_RAW_FIELDS, context_begin,
     context_cancel, context_end, lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
 )
+from memory.budget cimport budget_word, regions_pages
 from memory.region cimport (
-    budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
+    contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
 )
 from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set

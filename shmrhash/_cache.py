@@ -55,10 +55,9 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
     """A cache in shared memory, for any number of processes.
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
-    most max_entries entries, and max_bytes of keys and values that are not stored in the entry;
-    both limits are exact, and info()["bytes_most"] is what the whole segment then takes at most.
-    When it is full, storing evicts the entries that are worth least. It needs no cleaning: expired
-    entries are absent at once, and their room is used first.
+    most max_entries entries, and its whole segment takes at most max_bytes of memory; both limits
+    are exact. When it is full, storing evicts the entries that are worth least. It needs no
+    cleaning: expired entries are absent at once, and their room is used first.
 
     Eviction. An entry that is read again soon after it was stored is kept; one that nothing reads
     again is the first to go (S3-FIFO). So keys that are asked for once, as in a scan, do not push
@@ -145,9 +144,10 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
         name: None makes an anonymous cache, for the children of this process. key, value: the
         declared types. max_entries: a hard limit; None is that of the existing cache, or, for a new
-        one, an entry for every 256 bytes of max_bytes. Each entry takes 3 bytes from the beginning,
-        and the rest when it is used. max_bytes: the limit for keys and values that are not in the
-        entries; None is that of the existing cache, or 64 MiB. max_value_bytes: the most bytes of a
+        one, an entry for every 128 bytes of max_bytes. Each entry takes 5 bytes from the beginning,
+        and the rest when it is used. max_bytes: the limit for the memory of the whole segment,
+        rounded down to pages; None is that of the existing cache, or, for a new one, 64 MiB, and if
+        max_entries is given, so much beside what these need. max_value_bytes: the most bytes of a
         value that this handle stores outside its entry; None is an eighth of max_bytes. ttl:
         seconds to live of the values that this handle stores, if set() names no other; None is the
         ttl with which the cache was created, or no limit. tags: whether entries can have tags
@@ -160,7 +160,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         encodings take at most 16 MiB; a hit then costs the same for every value. Numbers are not
         kept, nor are arrays, which are not copied anyway.
 
-        Raises LayoutMismatch (also if a dict or map has this name), TypeError and InvalidArgument,
+        Raises LayoutMismatch (also if a dict or map has this name), TypeError, InvalidArgument
+        (max_bytes is too small for max_entries, or for any cache: the least is about 800 KiB),
         ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
         PermissionDenied, Unsupported.
         """

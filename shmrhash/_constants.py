@@ -24,4 +24,5 @@ DEFAULT_TIMEOUT = 5.0  # seconds to wait for a lock whose owner is alive
 
 WORD_BYTES = 8  # of each special field, and the unit of a SharedDict's inline values
 PAGE_BYTES = 4096  # max_bytes are whole pages
+CACHE_BYTES = 64 << 20  # max_bytes of a cache whose maker names no limit
 RACES_MAX = 100  # how often a name may vanish or appear between two looks at it

@@ -21,6 +21,7 @@ from shmrhash._constants import (
     BPF_F_WRONLY,
     BPF_F_WRONLY_PROG,
     BPF_F_ZERO_SEED,
+    CACHE_BYTES,
     PAGE_BYTES,
 )
 from shmrhash._errors import InvalidArgument, TooLarge
@@ -130,13 +131,16 @@ def make_segment(
     """
     if os.path.lexists(path):
         raise segment_exists(name, path)
-    limit = _object_bytes(name, places, max_bytes)
     kinds = {kind for kind, _ in places}
     is_cache = is_cache or Birth.kind in kinds
     has_tags = Tags.kind in kinds
     if len(schema) > _core.SCHEMA_BYTES_MAX:
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
     depots = _depot_count()
+    if is_cache:
+        limit = _cache_bytes(name, sizes, depots, max_bytes, has_tags)
+    else:
+        limit = _object_bytes(name, places, max_bytes)
     size = _core.segment_bytes(
         sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache, has_tags
     )
@@ -177,19 +181,42 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
         return 0
     if max_bytes is None:
         return min(max(file_system_bytes(name), _MAX_BYTES_LEAST), _MAX_BYTES_DEFAULT)
-    max_bytes = whole_number("max_bytes", max_bytes)
+    max_bytes = _addressable(max_bytes)
     if max_bytes < _MAX_BYTES_USABLE:
         raise InvalidArgument(
             f"max_bytes must be at least {_MAX_BYTES_USABLE}, which objects take at a time, "
             f"not {max_bytes}"
         )
-    if max_bytes >> 62:
-        raise TooLarge(f"max_bytes={max_bytes} exceeds the address space")
     return whole_pages(max_bytes)
 
 
+def _cache_bytes(
+    name: str, sizes: Sizes, depots: int, max_bytes: int | None, has_tags: bool
+) -> int:
+    """Bytes that the whole segment of a cache may take."""
+    limit = CACHE_BYTES if max_bytes is None else max(0, _addressable(max_bytes))
+    limit -= limit % PAGE_BYTES
+    shape = sizes.key_size, sizes.value_size, sizes.max_entries, depots
+    least, entries = _core.cache_bytes(*shape, limit, has_tags)
+    if max_bytes is None:  # beside all entries that the maker wants
+        return limit + entries
+    if limit < least:
+        raise InvalidArgument(
+            f"cache {name!r}: max_bytes={max_bytes} is too little for a cache of max_entries="
+            f"{sizes.max_entries}, which needs {least} at least: give more, or fewer entries"
+        )
+    return limit
+
+
+def _addressable(max_bytes: object) -> int:
+    count = whole_number("max_bytes", max_bytes)
+    if count >> 62 > 0:
+        raise TooLarge(f"max_bytes={count} exceeds the address space")
+    return count
+
+
 def whole_pages(count: int) -> int:
-    """count bytes, rounded up to whole pages, as max_bytes are."""
+    """count bytes, rounded up to whole pages, as max_bytes of objects are."""
     return -(-count // PAGE_BYTES) * PAGE_BYTES
 
 

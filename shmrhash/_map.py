@@ -427,7 +427,8 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         map for the first time, at each 1,024th of its operations except single lookups, at each
         batch of 1,024 keys or more, and at close(). expired: how many of the entries are past their
         deadline, to be removed when an operation needs room; an estimate beyond 4,096 buckets.
-        bytes_most: the most that bytes_committed can become, at max_entries and max_bytes.
+        bytes_most: the most that bytes_committed can become, at max_entries and max_bytes; of a
+        Cache, max_bytes.
         cache, of a Cache only: the counts of its stats(), and the number of keys claimed now.
         unlinked: the name is gone, or names another map, so open() no longer finds this map. Costs
         about 2 ms, because it asks the system about huge pages.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmrhash import _segment
-from shmrhash._constants import RACES_MAX
+from shmrhash._constants import PAGE_BYTES, RACES_MAX
 from shmrhash._creation import whole_pages
 from shmrhash._errors import (
     InvalidArgument,
@@ -90,7 +90,7 @@ def expect_if_different(if_different: str) -> None:
 def create_map(name: str, schema: Schema, limits: Limits, **options: Any) -> RHashMap:
     """A new map for a dict or cache of these types. options: as for RHashMap.create()."""
     max_entries, max_bytes = limits
-    if schema.has_objects:
+    if schema.has_objects or options.get("_is_cache", False):
         options["max_bytes"] = max_bytes
     return RHashMap.create(
         name,
@@ -128,8 +128,10 @@ def _expect_types(handle: RHashMap, schema: Schema, limits: Limits, is_cache: bo
             f"segment {handle.name!r} has max_entries={handle.max_entries}, but was opened with "
             f"{limits[0]}; {remedy}"
         )
-    given = limits[1] if schema.has_objects else None
-    if given is not None and whole_pages(given) != handle.max_bytes:
+    given = limits[1] if schema.has_objects or is_cache else None
+    if given is not None and handle.max_bytes != (
+        given // PAGE_BYTES * PAGE_BYTES if is_cache else whole_pages(given)
+    ):
         raise LayoutMismatch(
             f"segment {handle.name!r} has max_bytes={handle.max_bytes}, but was opened with "
             f"{given}; {remedy}"

@@ -32,7 +32,7 @@ class ShmCache(BaseCache):
 
         CACHES = {"default": {"BACKEND": "shmrhash.django.ShmCache", "LOCATION": "my-site"}}
 
-    LOCATION is the name of the Cache; OPTIONS are MAX_ENTRIES (an entry for every 256 bytes of
+    LOCATION is the name of the Cache; OPTIONS are MAX_ENTRIES (an entry for every 128 bytes of
     MAX_BYTES), MAX_BYTES (64 MiB) and MODE (0o600), as max_entries, max_bytes and mode of Cache().
     TIMEOUT, KEY_PREFIX, VERSION and KEY_FUNCTION are Django's. A process opens the cache once, at
     the first use, before or after a fork. It is evicted from entry by entry, so there is no

@@ -8,7 +8,10 @@
 # have objects in it, and gives the block back: at most one block for each that is committed.
 #
 #   class   the one that has most free bytes in its blocks: what it does not use. A class in use has
-#           less than a block free.
+#           less than a block free. Where the budget counts the blocks of elements, too, their pool
+#           is a class like the others, but a block of it goes only if it is half empty, if its
+#           values have at most ELEMENTS_COST times its bytes, if another block's worth stays free,
+#           and if the next entries do not go there.
 #   block   the one with the fewest objects. Of equal ones, the next after block_hand; so full ones
 #           go round in turn, which is roughly the order of insertion.
 #   entry   the header of a LIVE object names the element that refers to it (object_header_live).
@@ -31,12 +34,12 @@ from segment.words cimport (
     block_free,
 )
 from segment.classes cimport (
-    CLASS_BLOCKS, BLOCK_HEADER, POOL_OBJECTS, class_bytes, ref_make, ref_index, ref_class, PoolView,
-    pool_has_depots,
+    CLASS_BLOCKS, BLOCK_HEADER, POOL_OBJECTS, class_bytes, ref_make, ref_index, ref_class,
+    ref_length, PoolView, pool_has_depots,
 )
 from segment.geometry cimport Map, depot_at, element_at, element_value, pool_object
 from memory.operation cimport SPIN_PAUSES_MAX, Op
-from memory.region cimport budget_word
+from memory.budget cimport budget_word, bytes_are_free
 from memory.hazard cimport hazard_set, hazard_none
 from memory.pool cimport (
     pool_words_usable, block_name, block_release, block_is_empty, object_memory_ready,
@@ -54,6 +57,8 @@ cdef enum:
     ENTRIES_AT_ONCE = 4096     # entries that the policy evicts before that
     POLICY_SHARE = 2           # 0 costs ten points of the hit ratio in mixes of sizes, 100 six
     ENTRY_TRIES_MAX = 4        # then other operations are changing the entry all the time
+    ELEMENTS_COST = 4          # the bytes of a block of elements stay free, the entries come again
+    ELEMENTS_LEFT = 2          # with less free, the next entries would need the block again
 
 # A block that may go. name is 0 if there is none.
 cdef struct BlockChoice:
@@ -98,9 +103,9 @@ cdef inline uint64_t class_parked(Op *op, PoolView *pool, uint64_t *hand) noexce
     return parked
 
 cdef inline void class_look(
-        Op *op, PoolView *pool, uint64_t hand, const uint64_t *tried,
+        Op *op, PoolView *pool, uint64_t hand, uint64_t lowest, const uint64_t *tried,
         BlockChoice *choice) noexcept nogil:
-    """The block of a class that has the fewest objects, of those from hand on."""
+    """The block of a class that has the fewest objects, of those from hand on; not below lowest."""
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = pool_words_usable(op, pool)
     cdef uint64_t most = 0
@@ -118,12 +123,44 @@ cdef inline void class_look(
             unused = block_unused(pool, block, word)
             choice.free_bytes += unused * pool.stride
             choice.all_bytes += pool.block_bytes
-            if (choice.name == 0 or unused > most) and (
+            if (choice.name == 0 or unused > most) and block >= lowest and (
                     not choice_tried(tried, block_name(pool, block))):
                 most = unused
                 choice.block = block
                 choice.name = block_name(pool, block)
         block = block + 1 if block + 1 < limit else 0
+
+cdef inline uint64_t block_used(const BlockChoice *choice) noexcept nogil:
+    """Objects of a chosen block that are in use; 0 if it has gone."""
+    cdef PoolView *pool = choice.pool
+    cdef uint64_t unused = block_unused(
+        pool, choice.block, load_relaxed_u64(pool.words + choice.block))
+    return pool.capacity - unused if unused < pool.capacity else 0
+
+cdef inline uint64_t elements_cost(Op *op, const BlockChoice *choice) noexcept nogil:
+    """How many bytes the values of a block of elements have, as far as one look says."""
+    cdef Map *map = op.map
+    cdef uint64_t index = choice.block * choice.pool.capacity
+    cdef uint64_t size = 0
+    cdef uint64_t _
+    cdef uint32_t slot
+    cdef Element *element
+    if object_memory_ready(op, choice.pool, index) != OK:
+        return 0
+    for _ in range(choice.pool.capacity):
+        element = element_at(map, index)
+        if element_state(load_relaxed_u64(&element.header)) == ELEMENT_LIVE:
+            for slot in range(map.ref_count):
+                size += ref_length(load_relaxed_u64(
+                    element_value(map, element) + map.ref_words[slot]))
+        index += 1
+    return size
+
+cdef inline bint elements_may_go(Op *op, const BlockChoice *choice) noexcept nogil:
+    """Whether the chosen block of elements is worth its entries, and will not be missed."""
+    return block_used(choice) * 2 <= choice.pool.capacity and (
+        choice.free_bytes >= ELEMENTS_LEFT * choice.pool.block_bytes
+        and elements_cost(op, choice) <= ELEMENTS_COST * choice.pool.block_bytes)
 
 cdef inline void block_choose(Op *op, const uint64_t *tried, BlockChoice *best) noexcept nogil:
     """The block that costs least; not one of those that were tried."""
@@ -135,10 +172,18 @@ cdef inline void block_choose(Op *op, const uint64_t *tried, BlockChoice *best) 
     for which in range(CLASS_BLOCKS):
         if load_relaxed_u64(&op.map.classes[which].shared.ready_count) == 0:
             continue
-        class_look(op, &op.map.classes[which], hand, tried, &choice)
+        class_look(op, &op.map.classes[which], hand, 0, tried, &choice)
         if choice.name != 0 and (
                 best.name == 0 or choice.free_bytes > best.free_bytes
                 or (choice.free_bytes == best.free_bytes and choice.all_bytes > best.all_bytes)):
+            best[0] = choice
+    if op.map.counts_all:
+        # The next entries will lie in the block of the hint, or have just been put there.
+        class_look(
+            op, &op.map.element_pool, hand, load_relaxed_u64(&op.map.element_pool.shared.hint) + 1,
+            tried, &choice)
+        if choice.name != 0 and choice.free_bytes > best.free_bytes and (
+                elements_may_go(op, &choice)):
             best[0] = choice
 
 cdef inline bint block_stays(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
@@ -186,14 +231,29 @@ cdef inline Status object_entry(
     fence_acquire()
     return OK if load_relaxed_u64(&element.header) == victim.header else BUSY
 
-cdef inline Status object_evict(Op *op, PoolView *pool, uint64_t object) noexcept nogil:
+cdef inline Status element_entry(Op *op, uint64_t index, Expired *victim) noexcept nogil:
+    """object_entry for an element, which is an entry itself."""
+    cdef Reason reason = CHOSEN_BLOCK
+    # Acquire: as in victim_look, which looks again.
+    if element_state(load_acquire_u64(&element_at(op.map, index).header)) == ELEMENT_FREE:
+        return ABSENT
+    return OK if victim_look(op, index, 0, victim, &reason) == OK else BUSY
+
+cdef inline Status thing_entry(
+        Op *op, PoolView *pool, uint64_t index, Expired *victim) noexcept nogil:
+    """object_entry for a pool of either kind."""
+    if pool.kind < POOL_OBJECTS:
+        return element_entry(op, index, victim)
+    return object_entry(op, pool, index, victim)
+
+cdef inline Status thing_evict(Op *op, PoolView *pool, uint64_t object) noexcept nogil:
     """Evict the entry to which an object belongs. ABSENT: the object is free; else it stays."""
     cdef Expired victim
     cdef Status status = BUSY
     cdef int _
     for _ in range(ENTRY_TRIES_MAX):
         victim.header = victim.index = victim.tag = 0
-        status = object_entry(op, pool, object, &victim)
+        status = thing_entry(op, pool, object, &victim)
         if status == OK:
             status = victim_remove(op, &victim, CHOSEN_BLOCK)
         if status != RETRY:
@@ -212,7 +272,7 @@ cdef inline bint block_walk(Op *op, PoolView *pool, uint64_t block, bint evict) 
     for object in range(first + (pool.reserved if block == 0 else 0), limit):
         if not block_stays(op, pool, block):
             return evict                       # the last eviction has given it back
-        status = object_evict(op, pool, object) if evict else object_entry(
+        status = thing_evict(op, pool, object) if evict else thing_entry(
             op, pool, object, &victim)
         if status != OK and status != ABSENT:
             return False
@@ -231,12 +291,22 @@ cdef inline void depots_empty(Op *op, PoolView *pool, uint64_t block) noexcept n
         if depot_count(load_relaxed_u64(&depot_at(op.map, index).word)) != 0:
             depot_drain(op, index, 0)
 
+cdef inline void elements_gather(Op *op) noexcept nogil:
+    """Where blocks of elements count: if blocks' worth of elements is free, let the next entries
+    lie in the lowest blocks, and not where entries went last, so that high blocks run empty."""
+    cdef Map *map = op.map
+    cdef uint64_t ready = load_relaxed_u64(&map.element_pool.shared.ready_count)
+    if map.counts_all and ready > ELEMENTS_LEFT and (
+            (ready - ELEMENTS_LEFT) * map.element_pool.capacity > entries_taken(map)):
+        depot_drain(op, depot_here(map), 0)
+
 cdef inline uint64_t block_evict(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Evict the entries that have objects in a block, and give its memory back. Returns how many
     pages that were; 0: the block stays."""
-    hazard_set(op, ref_make(
-        block * pool.capacity, class_bytes(pool.kind - POOL_OBJECTS) - BLOCK_HEADER))
-    fence_seq_cst()                            # pairs with the fence in looks_are_ordered
+    if pool.kind >= POOL_OBJECTS:              # elements stay while the operation goes on
+        hazard_set(op, ref_make(
+            block * pool.capacity, class_bytes(pool.kind - POOL_OBJECTS) - BLOCK_HEADER))
+        fence_seq_cst()                        # pairs with the fence in looks_are_ordered
     if not block_stays(op, pool, block) or not block_walk(op, pool, block, False):
         hazard_none(op)
         return 0
@@ -249,13 +319,6 @@ cdef inline uint64_t block_evict(Op *op, PoolView *pool, uint64_t block) noexcep
     if block_state(load_relaxed_u64(pool.words + block)) == BLOCK_READY:
         return 0
     return pool.block_bytes // PAGE_BYTES
-
-cdef inline uint64_t block_used(const BlockChoice *choice) noexcept nogil:
-    """Objects of a chosen block that are in use; 0 if it has gone."""
-    cdef PoolView *pool = choice.pool
-    cdef uint64_t unused = block_unused(
-        pool, choice.block, load_relaxed_u64(pool.words + choice.block))
-    return pool.capacity - unused if unused < pool.capacity else 0
 
 cdef inline bint holes_gather(Op *op) noexcept nogil:
     """Let a block go that is half empty, if the class that has most free bytes has one."""
@@ -270,12 +333,9 @@ cdef inline bint holes_gather(Op *op) noexcept nogil:
     op.element_filled = False
     op_give_back(op)
     gone = block_evict(op, choice.pool, choice.block) != 0
+    elements_gather(op)
     op.hash = hash
     return gone
-
-cdef inline bint bytes_are_free(Map *map, uint64_t pages) noexcept nogil:
-    """Whether the budget has room for this many pages, as far as one look says."""
-    return budget_word(&map.objects.budget) + pages <= map.max_bytes // PAGE_BYTES
 
 cdef inline uint64_t policy_share(Op *op, uint64_t pages, const BlockChoice *choice) noexcept nogil:
     """How many entries the policy evicts before a block goes: POLICY_SHARE times as many as have so
@@ -324,5 +384,6 @@ cdef inline uint64_t blocks_evict(Op *op, uint64_t pages) noexcept nogil:
             failed += 1
         freed += went
         gone += went != 0
+    elements_gather(op)
     op.hash = hash
     return gone

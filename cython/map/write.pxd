@@ -31,7 +31,8 @@ from machine.atomics cimport (
 from machine.hashing cimport hash_key
 from machine.number cimport NumberField, field_compute
 from segment.status cimport (
-    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, BUSY, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
+    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, NEED_BUCKETS,
+    NEED_ELEMENTS,
     NEED_LINES,
 )
 from segment.layout cimport (
@@ -157,7 +158,7 @@ cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:
     cdef Status status = table_split(op, child)
     if status == NEED_BUCKETS or status == NEED_LINES:
         status = map_memory(op, status)
-        if status == NO_MEMORY:                        # chains get longer instead
+        if status == NO_MEMORY or status == OUT_OF_BYTES:      # chains get longer instead
             add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
         if status == OK:
             status = table_split(op, child)
@@ -237,12 +238,13 @@ cdef inline Status map_insert(
         memory = map_memory(op, status)
         if memory == OK:
             return RETRY
-        if memory == NO_MEMORY and status == NEED_ELEMENTS and not any_depot[0]:
+        if (memory == NO_MEMORY or memory == OUT_OF_BYTES) and (
+                status == NEED_ELEMENTS and not any_depot[0]):
             any_depot[0] = True                         # other depots may have free elements
             return RETRY
         status = memory
     # The loser of a race for the last room updates the key if the winner inserted it (W2).
-    if (status == FULL or status == NO_MEMORY) and (
+    if (status == FULL or status == NO_MEMORY or status == OUT_OF_BYTES) and (
             map_find(op.map, op.hash, op.key, &found) != ABSENT):
         return RETRY
     return status

@@ -341,8 +341,8 @@ cdef inline uint64_t depot_push_down(
     return run.count
 
 cdef inline uint64_t depot_first(Map *map, PoolView *pool) noexcept nogil:
-    """The first of the depots of a small class."""
-    return <uint64_t> (pool.kind - POOL_OBJECTS + 1) * map.depot_count
+    """The first of the depots of the elements, or of a small class."""
+    return <uint64_t> (pool.kind - POOL_OBJECTS + 1) * map.depot_count if pool.kind != 0 else 0
 
 cdef inline Status depot_take_object_from(
         Op *op, uint64_t index, PoolView *pool, uint64_t slot, uint64_t length) noexcept nogil:

@@ -28,7 +28,8 @@ from segment.classes cimport (
 )
 from segment.geometry cimport Map, pool_object, region_usable
 from memory.operation cimport Op, WRITE_TRIES_MAX
-from memory.region cimport budget_charge, budget_used, budget_refund, memory_populate
+from memory.budget cimport budget_charge, budget_used, budget_refund
+from memory.region cimport memory_populate
 from memory.pool cimport (
     block_commit, block_release, object_memory_ready, block_is_empty, pool_take, pool_give,
 )
@@ -86,7 +87,7 @@ cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogi
     if status == OK and wanted > pages:
         op.context.pages_wanted = wanted * 8 + slot
         compiler_fence()
-        status = budget_charge(op, wanted - pages)
+        status = budget_charge(op, wanted - pages, op.map.pages_spare)
         if status == OK:
             store_relaxed_u64(&run.words[1], wanted)
         compiler_fence()

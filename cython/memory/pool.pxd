@@ -12,9 +12,10 @@
 # block, the block stays (region.pxd). Object 0 of a pool is never given out, because 0 means
 # "none"; only runs need no such rule (classes.pxd).
 #
-# Blocks of objects are charged to the budget before their memory is committed, and refunded after
-# it has been given back. A run is a block of one object: only its first page is committed with its
-# block; the run's owner commits the rest (object.pxd).
+# Blocks of objects, and where max_bytes limits the whole segment all blocks, are charged to the
+# budget before their memory is committed, and refunded after it has been given back. A run is a
+# block of one object: only its first page is committed with its block; the run's owner commits the
+# rest (object.pxd).
 #
 # An object always has an owner: while it is in neither a block, a depot nor the map, a field of a
 # context names it, and its header says ALLOC and names that context. Recovery relies on this
@@ -37,12 +38,16 @@ from segment.words cimport (
     word_locked, word_taken, lock_bits, block_state, block_fresh, block_free, block_head,
     block_word,
 )
-from segment.classes cimport POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_make, run_pages, PoolView
+from segment.classes cimport (
+    POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_make, run_pages, PoolView, pool_is_runs,
+)
 from segment.geometry cimport pool_object, region_usable
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
+from memory.budget cimport (
+    budget_charge, budget_used, debt_add, pages_owed, budget_refund, pool_is_charged,
+)
 from memory.region cimport (
-    budget_charge, budget_used, debt_add, pages_owed, budget_refund, memory_remove,
-    memory_populate, memory_prefer_huge, memory_is_quiet, region_commit,
+    memory_remove, memory_populate, memory_prefer_huge, memory_is_quiet, region_commit,
 )
 from memory.hazard cimport block_is_watched
 
@@ -95,10 +100,12 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
     """Charge and commit memory for a held hole. Pages charged but not committed become a debt: then
     the caller lets the hole go, and clears charged."""
     cdef Status status
-    if pool.kind >= POOL_OBJECTS:
+    if pool_is_charged(op.map, pool):
         status = budget_refund(op)
         if status == OK:
-            status = budget_charge(op, pool.first_bytes // PAGE_BYTES)
+            status = budget_charge(
+                op, pool.first_bytes // PAGE_BYTES,
+                0 if pool.kind == POOL_LINES else op.map.pages_spare)
         if status != OK:
             return status
     if pool.kind == 0:                         # not for objects, where each page counts
@@ -106,7 +113,7 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
             op.map, op.map.elements_offset, pool.block_count * pool.block_bytes,
             block * pool.block_bytes, pool.block_bytes)
     status = memory_populate(op, pool.base + block * pool.block_bytes, pool.first_bytes)
-    if status != OK and pool.kind >= POOL_OBJECTS:
+    if status != OK and pool_is_charged(op.map, pool):
         debt_add(op, op.context.charged)
     return status
 
@@ -146,7 +153,7 @@ cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
     if status != OK:
         lock_release(pool.words + hole, block_word(BLOCK_HOLE, 0, 0, 0))
         budget_used(op)
-        if pool.kind >= POOL_OBJECTS:
+        if pool_is_charged(op.map, pool):
             budget_refund(op)
         return status
     lock_release(pool.words + hole, block_empty(pool, hole))
@@ -158,7 +165,7 @@ cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
 
 cdef inline uint64_t block_pages(PoolView *pool, uint64_t block) noexcept nogil:
     """Pages that are charged for a block that is READY."""
-    if pool.capacity == 1:
+    if pool_is_runs(pool):
         return run_pages(pool_object(pool, block))
     return pool.block_bytes // PAGE_BYTES
 
@@ -173,7 +180,7 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
     cdef uint8_t *memory = pool.base + block * pool.block_bytes
     cdef uint64_t size = pool.block_bytes
     cdef uint64_t charged = 0
-    if pool.kind >= POOL_OBJECTS:
+    if pool_is_charged(op.map, pool):
         if pages_owed(op.context) == 0:        # else the memory had gone before the death
             charged = op.context.charged
         if charged < size // PAGE_BYTES:       # of a run, which has less memory than addresses
@@ -183,7 +190,7 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
     # which is used when the hole is filled.
     if not memory_remove(op, memory, pool.block_bytes) and size != 0 and (
             memory_populate(op, memory, size) == OK):
-        if pool.capacity == 1:
+        if pool_is_runs(pool):
             pool_object(pool, block).words[1] = charged
             compiler_fence()
         lock_release(word, block_empty(pool, block))
@@ -219,10 +226,10 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     if block_is_used(op, pool, block) or pages_owed(op.context) != 0:
         lock_release(pool.words + block, held)
         return BUSY
-    if pool.kind >= POOL_OBJECTS:
+    if pool_is_charged(op.map, pool):
         op.context.charged = block_pages(pool, block)
         compiler_fence()
-    if pool.capacity == 1:                     # from here on charged has the run's pages
+    if pool_is_runs(pool):                     # from here on charged has the run's pages
         pool_object(pool, block).words[1] = 0
         compiler_fence()
     # Before the memory may go: a process that finds a header in it later has to see that versions
@@ -235,7 +242,7 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     if block_vacate(op, pool, block) != OK:
         add_relaxed_u64(&op.map.header.statistics.releases_postponed, 1)
         return BUSY
-    if pool.kind >= POOL_OBJECTS:
+    if pool_is_charged(op.map, pool):
         budget_refund(op)
     add_relaxed_u64(&pool.shared.ready_count, <uint64_t> -1)
     add_relaxed_u64(&op.map.header.statistics.blocks_released, 1)

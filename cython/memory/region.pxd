@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Pages for the segment: committing them, giving them back, and counting those of objects (M1).
+# Pages for the segment: committing them, and giving them back (M1).
 #
 # On a full tmpfs even reading a hole is SIGBUS, so only memory that was committed here is touched.
 # MADV_POPULATE_WRITE allocates and maps pages and reports failure instead of raising SIGBUS;
@@ -18,25 +18,6 @@
 # operation makes its context's activity odd, then looks; the releaser makes the memory unreachable,
 # then lets membarrier() order that against all running threads, then reads every activity. If a
 # context stays odd for more than a few pauses, the release is postponed; it never waits longer.
-#
-# The budget is one lock word. It has the exact number of pages that are committed for blocks and
-# runs of objects, which max_bytes limits:
-#
-#   charge   hold the word; store context.budget_after, then context.charged, to record what is
-#            about to happen; the store that unlocks the word commits. Next, the context that
-#            charged the pages makes them part of a block or a run by one store, and charged
-#            becomes 0.
-#   give up  charged has the pages of the block again, while the context holds the block; once the
-#            memory has gone, they become a debt, and the store that unlocks the hole commits.
-#   refund   context.debt has the pages that were given up, until the budget has them: hold the
-#            word; store budget_after; unlock the word; clear the debt. If the word cannot be had,
-#            the debt stays, and op_give_back tries again.
-#
-# A debt is of no block any more, so only a refund clears it. A context with a debt charges nothing
-# and gives nothing up.
-#
-# After a death, budget_after decides what is done with the word (budget_recover), and the block or
-# run that the context holds decides what is done with charged (recover_memory.pxd).
 from libc.errno cimport errno, EAGAIN, EFAULT, EINTR, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from posix.types cimport off_t
@@ -50,92 +31,8 @@ from segment.layout cimport PAGE_BYTES, LINE_BYTES, PAYLOAD_SHIFT, REGION_BUCKET
 from segment.classes cimport round_up
 from segment.geometry cimport Map, region_at, context_at, contexts_usable
 from segment.file cimport READER_BYTE, segment_fd, header_begin, header_end, byte_lock
-from memory.operation cimport Op, lock_acquire, lock_release, op_holds
-
-cdef inline uint64_t budget_word(uint64_t *word) noexcept nogil:
-    return load_relaxed_u64(word) >> PAYLOAD_SHIFT
-
-cdef inline Status budget_charge(Op *op, uint64_t pages) noexcept nogil:
-    """Add pages to the budget and to context.charged. OUT_OF_BYTES if max_bytes forbids it."""
-    cdef uint64_t *word = &op.map.objects.budget
-    cdef uint64_t held = 0
-    cdef uint64_t after
-    cdef Status status = lock_acquire(op, word, &held)
-    if status != OK:
-        return status
-    after = (held >> PAYLOAD_SHIFT) + pages
-    if after > op.map.max_bytes // PAGE_BYTES:
-        lock_release(word, held)
-        op.bytes_wanted = pages * PAGE_BYTES
-        return OUT_OF_BYTES
-    op.context.budget_after = (after + 1) * 2
-    compiler_fence()
-    op.context.charged = pages
-    compiler_fence()
-    lock_release(word, after << PAYLOAD_SHIFT)
-    compiler_fence()
-    op.context.budget_after = 0
-    compiler_fence()
-    return OK
-
-cdef inline void budget_used(Op *op) noexcept nogil:
-    """Clear context.charged: the pages belong to a block or a run now."""
-    compiler_fence()
-    op.context.charged = 0
-    compiler_fence()
-
-cdef inline void debt_add(Op *op, uint64_t pages) noexcept nogil:
-    """From here on this context owes pages to the budget; before, it must owe none."""
-    op.context.debt = pages * 2 + 1
-    compiler_fence()
-
-cdef inline uint64_t pages_owed(const Context *context) noexcept nogil:
-    return context.debt >> 1
-
-cdef inline void budget_owe_none(Op *op) noexcept nogil:
-    op.context.debt &= 1
-    compiler_fence()
-
-cdef inline Status budget_refund(Op *op) noexcept nogil:
-    """Refund the pages that the context owes. BUSY: it still owes them."""
-    cdef uint64_t *word = &op.map.objects.budget
-    cdef uint64_t held = 0
-    cdef uint64_t after
-    cdef Status status
-    if pages_owed(op.context) == 0:
-        return OK
-    status = lock_acquire(op, word, &held)
-    if status != OK:
-        return status
-    after = held >> PAYLOAD_SHIFT
-    after = after - pages_owed(op.context) if after > pages_owed(op.context) else 0
-    op.context.budget_after = (after + 1) * 2 + 1
-    compiler_fence()
-    lock_release(word, after << PAYLOAD_SHIFT)
-    compiler_fence()
-    budget_owe_none(op)
-    op.context.budget_after = 0
-    compiler_fence()
-    return OK
-
-cdef inline void budget_recover(Op *op) noexcept nogil:
-    """Recover the budget word, and the fields about it in this context, whose owner has died."""
-    cdef Context *context = op.context
-    cdef uint64_t *word = &op.map.objects.budget
-    cdef uint64_t after = context.budget_after // 2 - 1
-    if op_holds(op, word):
-        if context.budget_after == 0:          # the owner had not begun to change the word
-            lock_release(word, load_relaxed_u64(word))
-            return
-        if not context.budget_after & 1:
-            context.charged = after - (load_relaxed_u64(word) >> PAYLOAD_SHIFT)
-            compiler_fence()
-        lock_release(word, after << PAYLOAD_SHIFT)
-        compiler_fence()
-    if context.budget_after & 1:
-        budget_owe_none(op)
-    context.budget_after = 0
-    compiler_fence()
+from memory.operation cimport Op, lock_acquire, lock_release
+from memory.budget cimport region_charge
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...) noexcept
@@ -229,7 +126,8 @@ cdef inline void memory_prefer_huge(
     """Called before step bytes are committed at the offset at of a region that begins at start: ask
     for huge pages if much of the region is in use. The kernel remembers the advice, so one call for
     each 2 MiB is enough."""
-    cdef uint64_t first = round_up(start + HUGE_FROM, HUGE_BYTES)
+    # A huge page is more than was charged for.
+    cdef uint64_t first = round_up(start + (size if map.counts_all else HUGE_FROM), HUGE_BYTES)
     cdef uint64_t last = (start + size) // HUGE_BYTES * HUGE_BYTES
     cdef uint64_t offset = start + at
     if offset >= first and first < last and (
@@ -322,7 +220,8 @@ cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
     return False
 
 cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexcept nogil:
-    """Make the first needed bytes of a region usable. FULL if the region is not that large."""
+    """Make the first needed bytes of a region usable. FULL if the region is not that large;
+    NO_MEMORY, OUT_OF_BYTES, BUSY."""
     cdef Map *map = op.map
     cdef Region *region = region_at(map, which)
     cdef uint64_t held = 0
@@ -345,9 +244,14 @@ cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexce
             upto = usable + step
         if upto > map.region_bytes[which]:
             upto = map.region_bytes[which]
-        if region.allocated < upto:
-            region.allocated = upto
+        status = region_charge(op, region, upto)
+        if status == OUT_OF_BYTES and upto > round_up(needed, PAGE_BYTES):     # then no more ahead
+            upto = round_up(needed, PAGE_BYTES)
+            status = region_charge(op, region, upto)
         compiler_fence()
+        if status != OK:
+            lock_release(&region.lock, held)
+            return status
         if which == REGION_BUCKETS:
             memory_prefer_huge(
                 map, map.region_offset[which], map.region_bytes[which], usable, upto - usable)

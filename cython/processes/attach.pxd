@@ -81,6 +81,7 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MAP_ANONYMOUS
     enum: MAP_NORESERVE
     enum: MADV_DONTDUMP
+    enum: MADV_NOHUGEPAGE
     enum: MADV_WIPEONFORK
 
 cdef enum:
@@ -147,6 +148,8 @@ cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nog
             <uint8_t *> base + map.region_offset[REGION_PROCESSES],
             map.depots_offset - map.region_offset[REGION_PROCESSES], PROT_READ | PROT_WRITE) != 0:
         map.file_read_only = True
+    if map.counts_all:                         # a huge page is more than was charged for
+        madvise(base, map.segment_bytes, MADV_NOHUGEPAGE)
     geometry_bind(map, <uint8_t *> base)
     map.owner_recover = owner_recover_called
     map.ring_note = ring_note_called

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64
 from segment.layout cimport (
-    PAGE_BYTES, PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_RETIRED,
+    PAGE_BYTES, ELEMENT_FREE, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_RETIRED,
     BLOCK_READY, NAME_MAX, Context, Element,
 )
 from segment.words cimport (
@@ -22,6 +22,7 @@ from segment.geometry cimport (
     Map, depot_at, element_value, context_at, pool_object, region_usable, contexts_usable,
 )
 from memory.operation cimport Op
+from memory.budget cimport budget_allows, budget_word, regions_pages
 from memory.region cimport context_relies
 from memory.hazard cimport hazard_set, context_names
 from memory.pool cimport block_is_empty
@@ -121,6 +122,14 @@ cdef inline void objects_count(Op *op, ObjectFacts *facts) noexcept nogil:
     for index in range(pins_usable(map)):
         facts.pinned += load_acquire_u64(&map.pins[index].ref) != 0
 
+cdef inline uint64_t pool_pages(Map *map, PoolView *pool) noexcept nogil:
+    """Pages of the blocks of elements, or of lines, that are READY."""
+    cdef uint64_t pages = 0
+    cdef uint64_t block
+    for block in range(pool_limit(map, pool)):
+        if block_state(load_acquire_u64(pool.words + block)) == BLOCK_READY:
+            pages += pool.block_bytes // PAGE_BYTES
+    return pages
 
 # The check of one class: seen has a byte for each of its objects below limit.
 cdef struct ClassCheck:
@@ -246,13 +255,19 @@ cdef inline uint64_t objects_lost(
     return 0
 
 cdef inline uint64_t budget_error(Map *map, const Context *own) noexcept nogil:
-    """How many pages the budget counts beyond those that are committed; 1 while the budget is
-    held."""
+    """How many pages the budget counts beyond those that are committed, or beyond those that
+    max_bytes allows; 1 while the budget is held."""
     cdef ObjectFacts facts
+    cdef uint64_t counted
     cdef Op op
     op.map = map
     op.context = <Context *> own
     objects_count(&op, &facts)
     if word_locked(map.objects.budget):
         return 1
-    return (load_relaxed_u64(&map.objects.budget) >> PAYLOAD_SHIFT) - facts.pages
+    counted = budget_word(&map.objects.budget)
+    if map.counts_all:
+        facts.pages += pool_pages(map, &map.element_pool) + pool_pages(map, &map.line_pool)
+    if not budget_allows(map, counted, 0, 0):
+        return counted + regions_pages(map) - map.pages_most
+    return counted - facts.pages

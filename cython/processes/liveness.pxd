@@ -298,7 +298,7 @@ cdef inline Status context_claim_for(
     cdef Context *context
     cdef uint64_t at
     cdef Status status
-    for at in range(share_of(map, CONTEXT_MAX)):
+    for at in range(share_of(map, map.context_max)):
         if at >= contexts_usable(map):
             status = region_extend(map, REGION_CONTEXTS, (at + 1) * map.context_stride)
             if status != OK:

@@ -48,7 +48,7 @@ from segment.geometry cimport (
     processes_usable, checked_index,
 )
 from memory.operation cimport Op, lock_release, op_holds, header_set, context_begin
-from memory.region cimport budget_recover
+from memory.budget cimport budget_recover
 from memory.pool cimport object_memory_ready
 from map.rest cimport rest_forget, rest_shorten
 from map.ring cimport ring_recover

@@ -19,13 +19,14 @@ from segment.words cimport (
 )
 from segment.classes cimport (
     POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_index, ref_class, PoolView, pool_has_depots,
+    pool_is_runs,
 )
 from segment.geometry cimport (
     region_at, pool_of_kind, depot_at, depot_pool, depots_of_all, pool_object, region_usable,
     buckets_usable,
 )
 from memory.operation cimport Op, lock_try, lock_release, op_holds, header_set
-from memory.region cimport budget_used
+from memory.budget cimport budget_used, pool_is_charged
 from memory.pool cimport FreeList, block_vacate, pool_put_run
 from memory.depot cimport depot_store
 from memory.pins cimport pins_usable, pin_clear
@@ -168,7 +169,7 @@ cdef inline void recover_block_object(
 cdef inline void recover_charge(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Settle what context.charged says of a held block that stays READY: the pages are still its
     own. What the context owes is for other blocks."""
-    if pool.capacity == 1 and op.context.charged != 0:
+    if pool_is_runs(pool) and op.context.charged != 0:
         pool_object(pool, block).words[1] = op.context.charged
         compiler_fence()
     budget_used(op)
@@ -184,7 +185,7 @@ cdef inline void recover_block(Op *op) noexcept nogil:
     if block_state(load_relaxed_u64(word)) != BLOCK_READY:
         block_vacate(op, pool, block)
         return
-    if pool.kind >= POOL_OBJECTS:
+    if pool_is_charged(op.map, pool):
         recover_charge(op, pool, block)
     if pool.kind == POOL_LINES:
         if op.context.line != 0:

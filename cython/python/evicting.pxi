@@ -6,6 +6,7 @@ from map.evict cimport (
     EVICT_LOOKS_MAX, cost_ns, cost_of, counts_of, element_mark, entry_used, evict_one, room_reserve,
 )
 from map.evict_block cimport blocks_evict, holes_gather
+from memory.budget cimport bytes_can_be_free
 
 cdef enum:
     EVICTIONS_AT_ONCE = 4      # before an operation yields the processor
@@ -68,10 +69,12 @@ cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiti
     # How many searches in vain look at every element.
     cdef uint64_t searches = 4 + load_relaxed_u64(
         &map.element_pool.shared.frontier) * map.element_pool.capacity // EVICT_LOOKS_MAX
+    if status == OUT_OF_BYTES and not bytes_can_be_free(map, op.bytes_wanted):
+        return False                           # an empty cache would not have so many
     op.element_filled = False
     with nogil:
         op_give_back(op)
-        if status != FULL and map.objects != NULL and op.bytes_wanted <= map.max_bytes:
+        if status != FULL and map.objects != NULL:
             evicted = blocks_evict(
                 op, (op.bytes_wanted + PAGE_BYTES - 1) // PAGE_BYTES)
         if evicted == 0:
@@ -85,6 +88,6 @@ cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiti
         return True
     waiting.found_none += 1
     recover_those_inside(map)
-    if status == OUT_OF_BYTES and op.bytes_wanted <= map.max_bytes:
+    if status == OUT_OF_BYTES:
         searches += EMPTY_TRIES_BYTES
     return waiting.found_none < (EMPTY_TRIES_MAX if status == FULL else searches)

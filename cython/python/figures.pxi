@@ -109,7 +109,7 @@ cdef object object_facts(MapHandle handle):
     leave_reading(handle, &op)
     return {
         "count": facts.count, "bytes_in_use": facts.bytes_in_use,
-        "bytes_committed": budget_word(&handle.map.objects.budget) * PAGE_BYTES,
+        "bytes_committed": facts.pages * PAGE_BYTES,
         "bytes_waiting": facts.pages_waiting * PAGE_BYTES,
         "waiting_for": waiting_pids(handle) if facts.pages_waiting else [],
         "pinned": facts.pinned, "views_copied": handle.views_copied,

@@ -90,6 +90,14 @@ cdef int expect_room_in_space(MapHandle handle, Status status) except -1:
     return 0
 
 
+cdef uint64_t bytes_taken(Map *map) noexcept:
+    """Bytes that max_bytes limits, and that are taken now. The map has objects."""
+    cdef uint64_t pages = budget_word(&map.objects.budget) + regions_pages(map)
+    if map.counts_all:                         # with the fixed part
+        pages += map.max_bytes // PAGE_BYTES - map.pages_most
+    return pages * PAGE_BYTES
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Raise the exception that a final status stands for. No other function does so."""
     if handle.map.is_space:
@@ -108,10 +116,11 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
             handle.name, 0 if op == NULL else op.bytes_wanted, handle.map.path))
     if status == OUT_OF_BYTES:
         raise _errors.OutOfMemory(
-            f"map {handle.name!r} may hold max_bytes={handle.map.max_bytes} bytes of objects; "
-            f"{budget_word(&handle.map.objects.budget) * PAGE_BYTES} are taken, "
-            f"{op.bytes_wanted} more are needed{waiting_text(handle)}; delete some or create it "
-            f"with a larger max_bytes")
+            f"map {handle.name!r} may {'take' if handle.map.counts_all else 'hold'} "
+            f"max_bytes={handle.map.max_bytes} bytes"
+            f"{'' if handle.map.counts_all else ' of objects'}; "
+            f"{bytes_taken(&handle.map)} are taken, {op.bytes_wanted} more are needed"
+            f"{waiting_text(handle)}; delete some or create it with a larger max_bytes")
     if status == PRESENT:
         raise _errors.KeyExists(f"map {handle.name!r} has this key already (BPF_NOEXIST)")
     if status == ABSENT:

@@ -40,9 +40,9 @@ cdef Status compute_segment(
     return status
 
 
-cdef uint64_t features_of(bint is_space, bint is_cache, bint has_tags) noexcept:
+cdef uint64_t features_of(bint is_space, bint is_cache, bint has_tags, bint whole) noexcept:
     return (FEATURE_CELLS if is_space else 0) | (FEATURE_CACHE if is_cache else 0) | (
-        FEATURE_TAGS if has_tags else 0)
+        FEATURE_TAGS if has_tags else 0) | (FEATURE_WHOLE if whole else 0)
 
 
 def segment_bytes(
@@ -50,10 +50,25 @@ def segment_bytes(
         bint has_tags=False):
     """The size in bytes of a segment with this geometry; None if no address space can hold it."""
     cdef Map map
-    if compute_segment(&map, features_of(False, is_cache, has_tags), key_size, value_size,
-                       max_entries, depot_count, max_bytes) != OK:
+    if compute_segment(
+            &map, features_of(False, is_cache, has_tags, is_cache and max_bytes != 0), key_size,
+            value_size, max_entries, depot_count, max_bytes) != OK:
         return None
     return map.segment_bytes
+
+
+def cache_bytes(
+        key_size, value_size, max_entries, depot_count, max_bytes, bint has_tags=False):
+    """(least, entries): the least max_bytes of a cache with this geometry, and the bytes that all
+    of it but objects takes at most. (0, 0) if no address space can hold it."""
+    cdef Map map
+    cdef uint64_t features = features_of(False, True, has_tags, True)
+    if compute_segment(
+            &map, features, key_size, value_size, max_entries, depot_count, max_bytes) != OK:
+        return 0, 0
+    entries = geometry_bytes_most(&map) - max_bytes // PAGE_BYTES * PAGE_BYTES
+    geometry_limit_all(&map, features)
+    return geometry_bytes_least(&map), entries
 
 
 def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t value_size,
@@ -72,9 +87,10 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     cdef void *base
     memset(&map, 0, sizeof(map))
     memset(&header, 0, sizeof(header))
-    header.features = features_of(is_space, is_cache, has_tags)
+    header.features = features_of(is_space, is_cache, has_tags, is_cache and max_bytes != 0)
     compute_segment(
         &map, header.features, key_size, value_size, max_entries, depot_count, max_bytes)
+    geometry_limit_all(&map, header.features)
     bucket_count = buckets_for(&map, map_extra)
     header.key_size = key_size
     header.value_size = value_size

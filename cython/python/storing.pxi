@@ -92,6 +92,8 @@ cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
                 continue
         if status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES:
             break
+        if status == OUT_OF_BYTES and not bytes_can_be_free(op.map, op.bytes_wanted):
+            break
         if tries > 0 and status != FULL and op.map.objects != NULL and holes_gather(op):
             continue
         if evict_one(op) != OK:

@@ -67,7 +67,7 @@ cdef struct ObjectClass:
     Pool pool
 
 cdef struct Objects:
-    uint64_t budget            # lock word: pages committed for objects
+    uint64_t budget            # lock word: pages committed for what it counts (region.pxd)
     uint64_t _reserved_a[7]
     uint64_t pins_active       # how many pins are set, or more, never fewer; 0 means none
     uint64_t pins_hint         # where to look for a free pin first
@@ -188,7 +188,8 @@ cdef inline uint64_t element_stride(uint64_t key_size, uint64_t value_size) noex
     return round_up(packed, unit)
 
 cdef inline void pool_view_init(
-        PoolView *pool, uint64_t stride, uint64_t object_count, uint32_t kind) noexcept nogil:
+        PoolView *pool, uint64_t stride, uint64_t object_count, uint32_t kind,
+        bint small_blocks) noexcept nogil:
     cdef uint64_t unit = PAGE_BYTES
     cdef uint64_t rest = stride
     while rest % 2 == 0 and unit > 1:      # objects that together fill whole pages
@@ -197,7 +198,7 @@ cdef inline void pool_view_init(
     cdef uint64_t groups
     if kind == POOL_LINES:
         groups = 1                         # lines are few: a page of them at a time
-    elif object_count * stride <= POOL_BYTES_SMALL:
+    elif small_blocks or object_count * stride <= POOL_BYTES_SMALL:
         groups = BLOCK_BYTES_SMALL // (unit * stride)
     else:
         groups = BLOCK_BYTES_LARGE // (unit * stride)
@@ -248,6 +249,10 @@ cdef inline void class_view_init(
         return
     parked = (parked if parked < DEPOT_BYTES_MAX else DEPOT_BYTES_MAX) // bytes
     pool.depot_high = 2 if parked < 2 else parked if parked < DEPOT_HIGH_MAX else DEPOT_HIGH_MAX
+
+cdef inline bint pool_is_runs(PoolView *pool) noexcept nogil:
+    """Whether each object of a pool is a run."""
+    return pool.kind >= POOL_OBJECTS + CLASS_BLOCKS
 
 cdef inline bint pool_has_depots(PoolView *pool) noexcept nogil:
     """Whether the objects of a class pass through depots."""

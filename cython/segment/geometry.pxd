@@ -11,9 +11,9 @@ from segment.status cimport Status, OK, FULL
 from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
     REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
-    REGION_RING, REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, FEATURE_CACHE, CACHE_HEAD_BYTES,
-    GHOST_PRINTS, GHOST_LINE_BYTES, FEATURE_TAGS, TAG_SLOTS, Region, Header, ProcessSlot, Context,
-    Bucket, Element, Depot, Ring, CacheHead, CacheCounts,
+    REGION_RING, REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, REGION_MAX, FEATURE_CACHE,
+    CACHE_HEAD_BYTES, GHOST_PRINTS, GHOST_LINE_BYTES, FEATURE_TAGS, FEATURE_WHOLE, TAG_SLOTS,
+    Region, Header, ProcessSlot, Context, Bucket, Element, Depot, Ring, CacheHead, CacheCounts,
 )
 from segment.classes cimport (
     CLASS_SMALL, CLASS_BLOCKS, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, Objects,
@@ -27,6 +27,15 @@ cdef enum:
     RING_ENTRIES_MAX = 4096    # a watcher that is 10 ms behind 400,000 changes a second loses none
     RING_ENTRIES_MIN = 16      # where keys are long: halved until the ring has this many,
     RING_BYTES_MAX = 1048576   # or is no larger
+
+# Where max_bytes limits the whole segment.
+cdef enum:
+    CONTEXTS_LEAST = 128       # contexts that the smallest cache has:
+    CONTEXTS_SHARE = 64        # a larger one has a 64th of max_bytes for them, up to CONTEXT_MAX
+    SPARE_SHARE = 512          # of max_bytes, blocks leave this part to the table,
+    SPARE_PAGES_MIN = 4        # at least as many pages as it grows by for one block of elements
+    SPARE_PAGES_MAX = 64
+    ROOM_PAGES_LEAST = 32      # pages of objects in the smallest: two blocks of any class, or a run
 
 # What this process holds in the segment. It stands in a page that fork wipes: a child finds zeros,
 # so it has no slot and no context, and registers itself at its first operation.
@@ -78,7 +87,11 @@ cdef struct Map:
     PoolView classes[85]
     uint64_t ring_entries
     uint64_t ring_stride
-    uint64_t max_bytes         # limit of the memory of objects
+    uint64_t max_bytes         # of objects, or of the whole segment
+    bint counts_all            # the latter: FEATURE_WHOLE
+    uint64_t pages_most        # that what the budget and the regions count may take
+    uint64_t pages_spare       # of these, those that blocks of elements and objects leave
+    uint64_t context_max
     uint64_t objects_offset
     uint64_t cache_offset      # 0: a map that evicts nothing
     uint64_t cache_bytes
@@ -160,12 +173,13 @@ cdef inline Status geometry_compute_for(
     map.depot_batch = map.depot_high // 2 if map.depot_high > 3 else 1
     if map.stride * (max_entries + depot_count * PARKED_MAX) > SEGMENT_BYTES_MAX:
         return FULL
-    pool_view_init(&map.element_pool, map.stride, 1 + max_entries + depot_count * PARKED_MAX, 0)
+    pool_view_init(&map.element_pool, map.stride, 1 + max_entries + depot_count * PARKED_MAX, 0,
+                   features & FEATURE_WHOLE)
     map.element_max = map.element_pool.object_count
     map.line_max = max_entries // 6 + LINE_SPARE_COUNT
     if map.line_max > 0xFFFFFFFFULL - LINK_BASE:
         map.line_max = 0xFFFFFFFFULL - LINK_BASE
-    pool_view_init(&map.line_pool, LINE_BYTES, map.line_max, 1)
+    pool_view_init(&map.line_pool, LINE_BYTES, map.line_max, 1, False)
     map.line_max = map.line_pool.object_count
     # Growth stops at a mean load of 3.5, where every credit in a depot counts as an entry.
     map.bucket_max = round_up((max_entries + depot_count * PARKED_MAX) * 2 // 7 + 64, 64)
@@ -186,6 +200,9 @@ cdef inline Status geometry_compute_for(
     offset = geometry_place_ring(map, offset)
     map.segment_bytes = offset
     map.max_bytes = map.objects_offset = map.cache_offset = 0
+    map.counts_all = False
+    map.pages_most = map.pages_spare = 0
+    map.context_max = CONTEXT_MAX
     map.is_space = False
     map.region_count = REGION_COUNT
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
@@ -199,6 +216,7 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     if max_bytes > SEGMENT_BYTES_MAX:
         return FULL
     map.max_bytes = max_bytes
+    map.pages_most = max_bytes // PAGE_BYTES
     map.objects_offset = offset
     map.region_count = REGION_OBJECT_WORDS + CLASS_COUNT
     offset += OBJECTS_HEADER_BYTES
@@ -217,10 +235,12 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
 
 cdef inline uint64_t geometry_bytes_most(Map *map) noexcept nogil:
-    """The most memory that the whole segment can take: every part but the blocks of objects, to
-    which max_bytes applies."""
+    """The most memory that the whole segment can take: max_bytes, or every part but the blocks of
+    objects, and for these max_bytes."""
     cdef uint64_t most = map.segment_bytes + map.max_bytes // PAGE_BYTES * PAGE_BYTES
     cdef uint32_t which
+    if map.counts_all:
+        return map.max_bytes
     if map.max_bytes != 0:
         for which in range(CLASS_COUNT):
             most -= map.classes[which].block_count * map.classes[which].block_bytes
@@ -239,6 +259,39 @@ cdef inline Status geometry_add_cache(Map *map, uint64_t features) noexcept nogi
         map.cache_bytes += TAG_SLOTS * sizeof(uint64_t)
     map.segment_bytes += map.cache_bytes
     return OK if map.segment_bytes <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline uint64_t pages_fixed(Map *map) noexcept nogil:
+    """Pages of a cache that are committed at creation, or can be without a look at the budget: the
+    header, depots, slots and contexts, and what geometry_add_cache places."""
+    return (HEADER_BYTES + map.region_bytes[REGION_PROCESSES] + map.region_bytes[REGION_CONTEXTS]
+            + map.region_offset[REGION_ELEMENT_WORDS] - map.depots_offset
+            + map.region_offset[REGION_PINS] - map.objects_offset + map.cache_bytes) // PAGE_BYTES
+
+cdef inline uint64_t geometry_bytes_least(Map *map) noexcept nogil:
+    """The least max_bytes of a cache: its fixed part, a page of each region, since values may be of
+    all sizes, one more of the table, a block of elements, and room for some objects."""
+    return (pages_fixed(map) + REGION_MAX + 1 + SPARE_PAGES_MIN + ROOM_PAGES_LEAST) * PAGE_BYTES + (
+        map.element_pool.block_bytes)
+
+cdef inline bint geometry_limit_all(Map *map, uint64_t features) noexcept nogil:
+    """Called after all others, if the map has objects: with FEATURE_WHOLE, max_bytes limits the
+    memory of the whole segment. False: it is too small for that."""
+    cdef uint64_t contexts = map.max_bytes // CONTEXTS_SHARE // map.context_stride
+    if not features & FEATURE_WHOLE:
+        return True
+    contexts = CONTEXTS_LEAST if contexts < CONTEXTS_LEAST else contexts
+    map.counts_all = True
+    map.context_max = CONTEXT_MAX if contexts > CONTEXT_MAX else contexts
+    map.region_bytes[REGION_CONTEXTS] = round_up(map.context_max * map.context_stride, PAGE_BYTES)
+    map.pages_spare = map.max_bytes // PAGE_BYTES // SPARE_SHARE
+    if map.pages_spare < SPARE_PAGES_MIN:
+        map.pages_spare = SPARE_PAGES_MIN
+    elif map.pages_spare > SPARE_PAGES_MAX:
+        map.pages_spare = SPARE_PAGES_MAX
+    if map.max_bytes < geometry_bytes_least(map):
+        return False
+    map.pages_most = map.max_bytes // PAGE_BYTES - pages_fixed(map)
+    return True
 
 cdef inline void geometry_bind_cache(Map *map) noexcept nogil:
     cdef uint8_t *at = map.base + map.cache_offset

@@ -11,13 +11,14 @@ from machine.atomics cimport multiply_fold, read_u64
 from segment.status cimport Status, OK, ABSENT, PRESENT, CORRUPT
 from segment.layout cimport (
     LAYOUT_VERSION, PAGE_BYTES, LINE_BYTES, HEADER_BYTES, DEPOT_MAX, BUCKET_COUNT_MIN,
-    PAYLOAD_SHIFT, MAGIC, FEATURES_KNOWN, FEATURE_CACHE, FEATURE_CELLS, CELL_BYTES, CELL_KEY_BYTES,
-    REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, REGION_RING, Header,
+    PAYLOAD_SHIFT, MAGIC, FEATURES_KNOWN, FEATURE_CACHE, FEATURE_CELLS, FEATURE_WHOLE, CELL_BYTES,
+    CELL_KEY_BYTES, REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, REGION_RING, Header,
 )
 from segment.words cimport bucket_with_level
 from segment.classes cimport round_up
 from segment.geometry cimport (
-    Map, geometry_compute_for, geometry_add_objects, geometry_add_cache, bucket_at,
+    Map, geometry_compute_for, geometry_add_objects, geometry_add_cache, geometry_limit_all,
+    bucket_at,
 )
 from segment.fields cimport fields_place
 
@@ -131,6 +132,10 @@ cdef inline Status segment_examine(
         status = geometry_add_cache(map, header.features)
         if status != OK:
             return status
+    if header.features & FEATURE_WHOLE and not (
+            header.features & FEATURE_CACHE and header.max_bytes != 0
+            and geometry_limit_all(map, header.features)):
+        return CORRUPT
     if not fields_place(map, header):
         return CORRUPT
     map.is_space = header.features & FEATURE_CELLS

@@ -31,7 +31,7 @@
 #   element  state : 3     version : 45      table    bucket_count : 48, never locked
 #   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
-#   budget   pages that objects take : 48      region, clearing   unused
+#   budget   pages that blocks and runs take : 48      region, clearing   unused
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
@@ -140,7 +140,8 @@ cdef enum:
     FEATURE_CELLS = 1          # a space: each value is a cell (cell.pxd), and stays where it is
     FEATURE_CACHE = 2          # elements have marks, and the words of evict.pxd follow the regions
     FEATURE_TAGS = 4           # a cache whose entries can have tags (births.pxd)
-    FEATURES_KNOWN = 7
+    FEATURE_WHOLE = 8          # max_bytes limits the memory of the whole segment (geometry.pxd)
+    FEATURES_KNOWN = 15
     CELL_KEY_BYTES = 56        # so the header of an element and its key fill a cache line,
     CELL_BYTES = 128           # and the cell begins with the next one
 
@@ -216,7 +217,7 @@ cdef struct Header:
     uint64_t starving          # the claim of a waiter that starves (element.pxd); 0: there is none
     uint64_t clearing          # lock word: held while a map is cleared; no key is inserted then
     uint64_t waited            # classes of keys for which a process may be waiting (bell.pxd)
-    uint64_t max_bytes         # limit of the memory of objects; 0: the map has no objects
+    uint64_t max_bytes         # limit of the memory of objects, or of all (FEATURE_WHOLE); or 0
     uint32_t field_count
     uint32_t schema_bytes
     FieldPlace fields[8]

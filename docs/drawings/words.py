@@ -23,7 +23,7 @@ WORDS = [
             ("", 2, "green"),
         ],
     ),
-    ("budget", [("pages that objects take", 48, "amber")]),
+    ("budget", [("pages that blocks take", 48, "amber")]),
 ]
 
 

@@ -151,7 +151,7 @@ def make(map_name):
 
 @pytest.fixture(params=ALL, ids=lambda kind: kind.__name__)
 def adapter(request, make):
-    return make(request.param, max_entries=1000, max_bytes=1 << 20)
+    return make(request.param, max_entries=1000, max_bytes=4 << 20)
 
 
 @pytest.fixture(params=COUNTING, ids=lambda kind: kind.__name__)
@@ -210,7 +210,7 @@ def test_counting_keeps_the_deadline(counter):
 
 
 def test_counting_works_in_a_full_cache(make, map_name):
-    cache = make(Cachelib, max_entries=100, max_bytes=1 << 18)
+    cache = make(Cachelib, max_entries=100, max_bytes=4 << 20)
     for number in range(300):
         cache.set(f"key-{number}", os.urandom(2000))
 
@@ -272,9 +272,9 @@ def test_django_times_out_as_django_says(make):
 
 
 def test_django_says_which_values_did_not_fit(make):
-    cache = make(Django, max_bytes=1 << 20).cache
+    cache = make(Django, max_bytes=4 << 20).cache
 
-    assert cache.set_many({"small": 1, "large": os.urandom(1 << 18)}) == ["large"]
+    assert cache.set_many({"small": 1, "large": os.urandom(1 << 20)}) == ["large"]
     assert not cache.add("large", os.urandom(1 << 18))
 
 
@@ -424,7 +424,7 @@ def test_requests_cache_serves_another_process(make, map_name):
 
 
 def test_limits_are_the_caches(make):
-    adapter = make(Django, max_entries=50, max_bytes=1 << 20)
+    adapter = make(Django, max_entries=50, max_bytes=4 << 20)
     for number in range(200):
         adapter.set(f"key-{number}", number, timeout=None)
 

@@ -370,7 +370,8 @@ def test_an_anonymous_cache_is_shared_with_children():
 
 
 def test_limits_are_chosen_from_the_bytes(make_cache):
-    assert make_cache().max_entries == (64 << 20) // 256
-    assert make_cache(max_bytes=1 << 20).max_entries == 4096
+    assert make_cache().max_entries == (64 << 20) // 128
+    assert make_cache().handle.max_bytes == 64 << 20
+    assert make_cache(max_bytes=1 << 20).max_entries == 8192
     with pytest.raises(TypeError):
         make_cache(max_bytes="64M")

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from support.caches import cache_options
 from support.children import Child, in_child
 from support.workers import run_together
 
@@ -76,7 +77,7 @@ def test_more_computations_than_entries(make_cache, entries):
 
 def test_no_bytes_for_a_claim(make_cache):
     """A key of more than 15 bytes is an object, and max_bytes has no room for one."""
-    cache = make_cache(key=bytes, value=bytes, max_entries=10, max_bytes=64 << 10)
+    cache = make_cache(**cache_options(0, key=bytes, value=bytes, max_entries=10))
     with SharedDict.open(cache.name) as entries, entries.locked(b"k", default=bytes(8000)):
         key = b"x" * 9000
 

@@ -9,6 +9,7 @@ import struct
 import time
 
 import pytest
+from support.caches import cache_options
 from support.children import Partner, kill
 from support.core.picture import Header, ProcessSlot
 from support.killing import starved_s
@@ -17,8 +18,8 @@ from shmrhash import Cache
 
 KEYS = 300
 MOST = 100
-MOST_BYTES = 1 << 18
 TAGS = 7
+ROOM_BYTES = 30_000  # beyond the least: for some ten of the larger values
 STUCK_S = 20  # processor time of a child that goes on after a death is some milliseconds
 STEPS = 20  # of the test after each kill
 INSIDE_S = 0.0001  # two recoveries take some 40 microseconds, a timer and a call some 40
@@ -183,12 +184,8 @@ def expect_whole(cache):
 def test_killed_processes_leave_a_whole_cache(make_cache, seed, kills):
     """C1, C2: among them some that were killed while they recovered others."""
     cache = make_cache(
-        key=int,
-        value=bytes,
-        max_entries=MOST,
-        max_bytes=MOST_BYTES,
-        tags=True,
         timeout=STUCK_S,
+        **cache_options(ROOM_BYTES, key=int, value=bytes, max_entries=MOST, tags=True),
     )
     storm = Storm(cache, seed)
 

@@ -4,19 +4,27 @@ import bisect
 import random
 
 import pytest
+from support.caches import cache_options
 from support.workers import run_together
 
 from shmrhash import Array, Cache
 
-MOST_BYTES = 1 << 20
+ROOM_BYTES = 1_200_000  # beyond the least
+MOST_BYTES = 1_600_000  # what entries, the table and values have of it
+ENTRY_BYTES = 90  # what an entry takes beside its value
 
 
 def fill(cache, size, turns, base):
     """Store this many turns of values of this size; return how many values were stored."""
-    count = int(turns * MOST_BYTES / size)
+    count = int(turns * MOST_BYTES / (size + ENTRY_BYTES))
     for number in range(count):
         cache.set(base + number, bytes(size))
     return count
+
+
+def full_of(size):
+    """About how many values of a size fill a cache."""
+    return int(MOST_BYTES / (size + ENTRY_BYTES))
 
 
 def count_of(cache, base, count):
@@ -30,7 +38,11 @@ def evicted(cache):
 
 
 def roomy(make_cache):
-    return make_cache(key=int, value=bytes, max_entries=1 << 16, max_bytes=MOST_BYTES)
+    return make_cache(**cache_options(ROOM_BYTES, key=int, value=bytes, max_entries=1 << 14))
+
+
+def in_use(cache):
+    return cache.handle.info()["objects"]["bytes_in_use"]
 
 
 @pytest.mark.parametrize(
@@ -42,20 +54,21 @@ def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
     cache, fresh = roomy(make_cache), roomy(make_cache)
     fill(cache, old, 1.5, 0)
     full = count_of(fresh, 0, fill(fresh, new, 2, 0))
+    most = in_use(fresh)
 
     count = fill(cache, new, 1, 1 << 40)
-    assert cache.handle.info()["objects"]["bytes_in_use"] >= 0.85 * MOST_BYTES
+    assert in_use(cache) >= 0.8 * most
     assert count_of(cache, 1 << 40, count) >= 0.6 * full
 
     count = fill(cache, new, 1, 1 << 41)
-    assert cache.handle.info()["objects"]["bytes_in_use"] >= 0.85 * MOST_BYTES
-    assert len(cache) - count_of(cache, 0, int(1.5 * MOST_BYTES / old)) >= 0.95 * full
+    assert in_use(cache) >= 0.85 * most
+    assert len(cache) - count_of(cache, 0, 3 * full_of(old)) >= 0.9 * full
     assert cache.stats().rejected == 0
 
 
 def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
     """Every sixth entry is read, and so stays while its neighbours are evicted. Large values get
-    the memory of whole blocks, and do not have to evict each other."""
+    the memory of whole blocks, and hardly have to evict each other."""
     cache = roomy(make_cache)
     rng = random.Random(seed)
     for number in range(fill(cache, 200, 1.0, 0)):
@@ -63,9 +76,9 @@ def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
             cache.get(number)
             cache.get(number)
 
-    count = fill(cache, 5_000, 0.7, 1 << 40)
+    count = fill(cache, 5_000, 0.6, 1 << 40)
 
-    assert count_of(cache, 1 << 40, count) >= 0.9 * count
+    assert count_of(cache, 1 << 40, count) >= 0.75 * count
     assert cache.stats().evicted_block > 0
 
 
@@ -110,15 +123,15 @@ def test_hit_ratio_does_not_remember_values_of_another_size(make_cache, seed, ol
     its size. So after a change of keys the hit ratio is that of a cache whose old values had the
     new size, or better, and in the end that of a new cache."""
     rng = random.Random(seed)
-    turn = MOST_BYTES // new  # about as many values as fit
+    turn = full_of(new)
     after = zipf(rng, 5 * turn)
 
     def hit_ratios(before):
         cache = roomy(make_cache)
         if before is not None:
             rng.seed(seed)
-            draw = zipf(rng, 10 * MOST_BYTES // before)
-            hit_ratio(cache, draw, 3 * MOST_BYTES // before, before, 0)
+            draw = zipf(rng, 10 * full_of(before))
+            hit_ratio(cache, draw, 3 * full_of(before), before, 0)
         rng.seed(seed)
         hit_ratio(cache, after, 3 * turn, new, 1 << 40)
         soon = hit_ratio(cache, after, 2 * turn + 2_000, new, 1 << 40)
@@ -152,10 +165,10 @@ def test_a_value_that_is_being_changed_keeps_its_block(make_cache):
 def test_a_mapped_value_stays_while_its_block_is_wanted(make_cache):
     """R2: an array that is in use keeps its bytes, whatever becomes of its entry."""
     numpy = pytest.importorskip("numpy")
-    cache = make_cache(key=int, value=Array("i8"), max_entries=1 << 16, max_bytes=MOST_BYTES)
-    for key in range(6_000):
+    cache = make_cache(**cache_options(ROOM_BYTES, key=int, value=Array("i8"), max_entries=1 << 14))
+    for key in range(9_000):
         cache.set(key, numpy.full(20, key))
-    kept = {key: cache.get(key) for key in range(5_900, 6_000, 7)}
+    kept = {key: cache.get(key) for key in range(8_900, 9_000, 7)}
 
     for number in range(400):
         cache.set(-1 - number, numpy.full(600, number))
@@ -186,7 +199,7 @@ def move(gate, name, seed, rounds):
 @pytest.mark.parametrize("rounds", [10, pytest.param(150, marks=pytest.mark.thorough)])
 def test_values_are_whole_while_blocks_move(make_cache, seed, rounds):
     """C1, R2: three processes store values of changing sizes, and evict each other's entries."""
-    cache = make_cache(key=int, value=bytes, max_entries=4_000, max_bytes=1 << 18)
+    cache = make_cache(**cache_options(1 << 17, key=int, value=bytes, max_entries=4_000))
 
     run_together("fork", *[(move, cache.name, seed + n, rounds) for n in range(3)])
 

@@ -28,7 +28,9 @@ LAYERS = {
         *("status", "layout", "words", "classes", "geometry", "births", "fields", "header"),
         "file",
     ],
-    "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
+    "memory": [
+        *("operation", "budget", "region", "hazard", "pool", "depot", "pins", "object", "peek"),
+    ],
     "map": [
         *("rest", "ring", "bell", "chain", "element", "reference", "table", "resize", "read"),
         *("hold", "remove", "sweep", "evict", "evict_block"),

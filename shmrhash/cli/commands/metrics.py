@@ -43,7 +43,10 @@ OBJECT_GAUGES = {  # of maps with objects: name: (name in info()["objects"], hel
     "objects": ("count", "Objects: values and long keys that are stored outside the entries."),
     "objects_used_bytes": ("bytes_in_use", "Memory of objects in use."),
     "objects_committed_bytes": ("bytes_committed", "Memory that objects have taken."),
-    "objects_max_bytes": ("max_bytes", "The limit of memory for objects."),
+    "objects_max_bytes": (
+        "max_bytes",
+        "The limit of memory for objects; of a cache, for all of it.",
+    ),
     "objects_pinned": ("pinned", "Objects that processes read in place."),
 }
 CACHE_COUNTERS = {  # of caches: name: (name in info()["cache"], help)
