@@ -234,8 +234,7 @@ cdef inline Status object_entry(
 cdef inline Status element_entry(Op *op, uint64_t index, Expired *victim) noexcept nogil:
     """object_entry for an element, which is an entry itself."""
     cdef Reason reason = CHOSEN_BLOCK
-    # Acquire: as in victim_look, which looks again.
-    if element_state(load_acquire_u64(&element_at(op.map, index).header)) == ELEMENT_FREE:
+    if element_state(load_relaxed_u64(&element_at(op.map, index).header)) == ELEMENT_FREE:
         return ABSENT
     return OK if victim_look(op, index, 0, victim, &reason) == OK else BUSY
 

@@ -4,18 +4,16 @@
 # A block is a whole number of pages, 4 to 64 KiB, with one word that is its lock, its free list and
 # its state (layout.pxd). Objects that have never been used lie from "fresh" on; objects that were
 # given back form a list through words[0], by their place in the block. Taking and giving are
-# committed by the one store that also unlocks the block. So are committing a block's memory and
-# giving it back.
+# committed by the one store that also unlocks the block, as are commits and releases of its memory.
 #
 # A search prefers the lowest block with a free object, so that high blocks run empty and their
 # memory can go back. A release does not wait for readers: while one may hold an index into the
 # block, the block stays (region.pxd). Object 0 of a pool is never given out, because 0 means
 # "none"; only runs need no such rule (classes.pxd).
 #
-# Blocks of objects, and where max_bytes limits the whole segment all blocks, are charged to the
-# budget before their memory is committed, and refunded after it has been given back. A run is a
-# block of one object: only its first page is committed with its block; the run's owner commits the
-# rest (object.pxd).
+# Blocks of objects, or all (budget.pxd), are charged before their memory is committed, and refunded
+# after it has been given back. A run is a block of one object: only its first page is committed
+# with its block; the run's owner commits the rest (object.pxd).
 #
 # An object always has an owner: while it is in neither a block, a depot nor the map, a field of a
 # context names it, and its header says ALLOC and names that context. Recovery relies on this
@@ -97,15 +95,13 @@ cdef inline Status pool_search(
     return NEED_LINES if pool.kind == POOL_LINES else NEED_ELEMENTS
 
 cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Charge and commit memory for a held hole. Pages charged but not committed become a debt: then
-    the caller lets the hole go, and clears charged."""
+    """Charge and commit memory for a held hole. Pages that are only charged become a debt."""
     cdef Status status
     if pool_is_charged(op.map, pool):
         status = budget_refund(op)
         if status == OK:
-            status = budget_charge(
-                op, pool.first_bytes // PAGE_BYTES,
-                0 if pool.kind == POOL_LINES else op.map.pages_spare)
+            status = budget_charge(op, pool.first_bytes // PAGE_BYTES, (
+                0 if pool.kind == POOL_LINES else op.map.pages_spare))
         if status != OK:
             return status
     if pool.kind == 0:                         # not for objects, where each page counts
@@ -172,10 +168,8 @@ cdef inline uint64_t block_pages(PoolView *pool, uint64_t block) noexcept nogil:
 cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Give back the memory of a held block that is RELEASING or a HOLE, and unlock it as a HOLE.
     The pages of context.charged become a debt.
-
     BUSY: the kernel refuses, so the block stays, READY and empty, and its pages stay charged. If
-    the process is killed after any store here, recovery calls this function again.
-    """
+    the process is killed after any store here, recovery calls this function again."""
     cdef uint64_t *word = pool.words + block
     cdef uint8_t *memory = pool.base + block * pool.block_bytes
     cdef uint64_t size = pool.block_bytes
@@ -185,9 +179,8 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
             charged = op.context.charged
         if charged < size // PAGE_BYTES:       # of a run, which has less memory than addresses
             size = charged * PAGE_BYTES
-    # A hole for which nothing was charged never had memory. Any other block must have all of its
-    # memory to be READY; if populating it fails too, the block becomes a hole that has some memory,
-    # which is used when the hole is filled.
+    # A hole for which nothing was charged never had memory. Any other block is READY only with all
+    # of its memory; if populating it fails too, the hole keeps what there is until it is filled.
     if not memory_remove(op, memory, pool.block_bytes) and size != 0 and (
             memory_populate(op, memory, size) == OK):
         if pool_is_runs(pool):
