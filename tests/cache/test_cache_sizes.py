@@ -67,13 +67,8 @@ def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
 
 
 def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
-<<<<<<< HEAD
     """Every sixth entry is read, and so stays while its neighbours are evicted. Large values get
-    the memory of whole blocks, and hardly have to evict each other."""
-=======
-    """Every sixth entry is read, and so stays while its neighbours go. Large values get the memory
-    of the blocks, and few of them have to evict each other."""
->>>>>>> d6857e0 (tests: a weaker bound where small entries stay in blocks of elements)
+    the memory of whole blocks, and few of them have to evict each other."""
     cache = roomy(make_cache)
     rng = random.Random(seed)
     for number in range(fill(cache, 200, 1.0, 0)):

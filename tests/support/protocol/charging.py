@@ -1,10 +1,12 @@
-"""The budget: one word that counts the pages of blocks and runs (region.pxd, pool.pxd, object.pxd).
+"""The budget: one word that counts the pages of blocks and runs (budget.pxd, pool.pxd, object.pxd),
+and the marks of regions, which count beside it (region.pxd).
 
 There are three blocks: one of one page, one of two pages, and a run, which begins with one page
-and grows. The word of a block has its state, the context that owns the object in it, and the
-context that holds the word. What an object's header says about its owner is part of that word
-here: test_protocol.py plays how objects change their owners. A context that finds the budget held
-gives up at once; that it may wait as well is one of the orders in which programs take turns.
+and grows; in a cache, blocks of elements and lines are charged like the first two. Two regions grow
+and shrink at their ends. The word of a block has its state, the context that owns the object in it,
+and the context that holds the word. What an object's header says about its owner is part of that
+word here: test_protocol.py plays how objects change their owners. A context that finds the budget
+held gives up at once; that it may wait as well is one of the orders in which programs take turns.
 """
 
 from support.protocol.automaton import awaits, cas, load, store
@@ -28,6 +30,10 @@ class Budget(Words):
         self.block = [self._word(f"word of block {block}") for block in range(3)]
         self.memory = [self._word(f"pages of block {block}") for block in range(3)]
         self.run_pages = self._word("pages that the run says it has")
+        self.region = [self._word(f"lock of region {region}") for region in range(2)]
+        self.allocated = [self._word(f"mark of region {region}") for region in range(2)]
+        self.region_memory = [self._word(f"pages of region {region}") for region in range(2)]
+        self.region_named = [self._word(f"region that {me} names") for me in contexts]
         self.named = [self._word(f"block that {me} names") for me in contexts]
         self.charged = [self._word(f"charged by {me}") for me in contexts]
         self.debt = [self._word(f"owed by {me}") for me in contexts]
@@ -62,24 +68,38 @@ def pages_of(budget):
 # ---- the budget ----
 
 
+def regions_pages(m):
+    first = yield load(m.allocated[0])
+    second = yield load(m.allocated[1])
+    return first + second
+
+
 def charge(m, me, pages):
     """budget_charge."""
+    beside = 0
+    early = not m.does("regions are added up while the budget is held")
+    if early:
+        beside = yield from regions_pages(m)
     word = yield load(m.budget)
     if holder_of(word):
         return BUSY
     held = yield cas(m.budget, word, word + me + 1)
     if not held:
         return BUSY
-    if pages_of(word) + pages > m.pages_most:
+    if not early:
+        beside = yield from regions_pages(m)
+    full = pages_of(word) + beside + pages > m.pages_most
+    beside = 0
+    if full:
         yield store(m.budget, word)
         return FULL
     if m.does("the budget's next value is noted before the charge"):
         yield store(m.after[me], (pages_of(word) + pages + 1) * 2)
-    early = m.does("a charge is noted before the budget has it")
-    if early:
+    noted_first = m.does("a charge is noted before the budget has it")
+    if noted_first:
         yield store(m.charged[me], pages)
     yield store(m.budget, word + pages * 10)
-    if not early:
+    if not noted_first:
         yield store(m.charged[me], pages)
     yield store(m.after[me], 0)
     return OK
@@ -266,6 +286,62 @@ def recover_block(m, me, block, refused):
     yield store(m.block[block], word - me - 1)
 
 
+# ---- regions ----
+
+
+def region_charge(m, me, region, upto):
+    """Raise the mark of a held region. The mark is what is counted, so there is no note of it."""
+    word = yield load(m.budget)
+    if holder_of(word):
+        return BUSY
+    held = yield cas(m.budget, word, word + me + 1)
+    if not held:
+        return BUSY
+    beside = yield from regions_pages(m)
+    had = yield load(m.allocated[region])
+    status = OK if pages_of(word) + beside + upto - had <= m.pages_most else FULL
+    del beside, had
+    inside = m.does("a mark rises while the budget is held")
+    if inside and status == OK:
+        yield store(m.allocated[region], upto)
+    yield store(m.budget, word)
+    if not inside and status == OK:
+        yield store(m.allocated[region], upto)
+    return status
+
+
+def extend(m, me, region, upto):
+    """region_commit."""
+    yield store(m.region_named[me], region + 1)
+    held = yield cas(m.region[region], 0, me + 1)
+    if held:
+        marked_first = m.does("a mark rises before the memory is committed")
+        if not marked_first:
+            yield store(m.region_memory[region], upto)
+        status = OK
+        had = yield load(m.allocated[region])
+        if had < upto:
+            status = yield from region_charge(m, me, region, upto)
+        if status == OK:
+            yield store(m.region_memory[region], upto)
+        yield store(m.region[region], 0)
+        del status, had
+    yield from ends(m, me)
+
+
+def shrink(m, me, region, keep):
+    """region_release."""
+    yield store(m.region_named[me], region + 1)
+    held = yield cas(m.region[region], 0, me + 1)
+    if held:
+        if not m.does("a mark falls after the memory has gone"):
+            yield store(m.allocated[region], keep)
+        yield store(m.region_memory[region], keep)
+        yield store(m.allocated[region], keep)
+        yield store(m.region[region], 0)
+    yield from ends(m, me)
+
+
 # ---- the programs ----
 
 
@@ -336,6 +412,12 @@ def recover(m, me, dead, other=None, refused=False):
     yield awaits("dead", dead)
     if other is not None:
         yield awaits("dead", other)
+    named = yield load(m.region_named[dead])
+    if named:
+        word = yield load(m.region[named - 1])
+        if word == dead + 1:
+            yield store(m.region[named - 1], 0)
+        del word
     yield from recover_budget(m, dead)
     named = yield load(m.named[dead])
     if named:

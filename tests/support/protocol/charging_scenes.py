@@ -13,6 +13,7 @@ from support.protocol.charging import (
     SMALL,
     USED,
     Budget,
+    extend,
     holder_of,
     pages_of,
     put,
@@ -21,6 +22,7 @@ from support.protocol.charging import (
     remove,
     remove_refused,
     replace,
+    shrink,
     state_of,
     word_of,
 )
@@ -28,6 +30,7 @@ from support.protocol.meeting_scenes import GONE, Scene
 from support.protocol.oracle import Violation
 
 UNCOUNTED = "memory is committed that the budget does not count"
+TOO_MUCH = "more is counted than the limit allows"
 WRONG = "the budget counts other pages than blocks have"
 STUCK = "a program has not ended"
 BARE = "a block is ready whose memory is not there"
@@ -38,6 +41,7 @@ class Charges(Scene):
     """used: the blocks that have an entry's object at the start; the run then has three pages."""
 
     used: tuple = ()
+    region: int = 0  # pages of the first region
 
 
 class Explorer(computing_scenes.Explorer):
@@ -50,12 +54,22 @@ class Explorer(computing_scenes.Explorer):
             memory[self.cell.budget] += pages * 10
             if block == RUN:
                 memory[self.cell.run_pages] = pages
+        memory[self.cell.allocated[0]] = memory[self.cell.region_memory[0]] = self.scene.region
         return tuple(memory)
 
     def followers(self, memory, places):
         for after, on in super().followers(memory, places):
-            if sum(after[word] for word in self.cell.memory) > pages_of(after[self.cell.budget]):
+            m = self.cell
+            if sum(after[word] for word in m.memory) > pages_of(after[m.budget]):
                 raise Violation(UNCOUNTED)
+            if any(
+                after[pages] > after[mark]
+                for pages, mark in zip(m.region_memory, m.allocated, strict=True)
+            ):
+                raise Violation(UNCOUNTED)
+            marks = sum(after[mark] for mark in m.allocated)
+            if pages_of(after[m.budget]) + marks > m.pages_most:
+                raise Violation(TOO_MUCH)
             yield after, on
 
 
@@ -71,13 +85,13 @@ def pages_right(m, memory, contexts):
             if memory[m.memory[block]] < needed:
                 raise Violation(BARE)
             pages += says
-    if holder_of(memory[m.budget]):
+    if holder_of(memory[m.budget]) or any(memory[word] for word in m.region):
         raise Violation(STUCK)
     if pages_of(memory[m.budget]) != pages:
         raise Violation(WRONG)
 
 
-def charges(*programs, used=(), pages_most=6, mortal=(), deaths=0):
+def charges(*programs, used=(), region=0, pages_most=6, mortal=(), deaths=0):
     def law(m, memory, places):
         for me, (function, *arguments) in enumerate(programs):
             waits = function in (recover, recover_refused) and any(
@@ -88,7 +102,7 @@ def charges(*programs, used=(), pages_most=6, mortal=(), deaths=0):
         pages_right(m, memory, range(len(programs)))
 
     cell = partial(Budget, pages_most=pages_most)
-    return Charges(programs, law, frozenset(mortal), deaths, cell, used)
+    return Charges(programs, law, frozenset(mortal), deaths, cell, used, region)
 
 
 PUT, PUT_LARGE, PUT_RUN = (put, SMALL), (put, LARGE), (put, RUN, 3)
@@ -96,6 +110,25 @@ SCENES = {
     "two store, and there is room for one": charges(PUT, PUT_LARGE, pages_most=2),
     "one stores while another deletes": charges(PUT, (remove, LARGE), used=[LARGE], pages_most=3),
     "one stores while a run goes": charges(PUT_LARGE, (remove, RUN), used=[RUN], pages_most=4),
+    "one stores while a region grows": charges(PUT_LARGE, (extend, 0, 2), pages_most=3),
+    "one stores while a region shrinks": charges(PUT_LARGE, (shrink, 0, 1), region=3, pages_most=4),
+    "two regions grow": charges((extend, 0, 2), (extend, 1, 2), PUT, pages_most=3),
+    "a region grows, and the block is there again": charges(
+        (extend, 0, 2), (remove, LARGE), PUT_LARGE, used=[LARGE], pages_most=4
+    ),
+    "one whose region grows dies": charges(
+        (extend, 0, 2), (extend, 0, 3), PUT_LARGE, (recover, 0), pages_most=4, mortal=[0], deaths=1
+    ),
+    "one whose region shrinks dies": charges(
+        (shrink, 0, 1),
+        (extend, 0, 2),
+        PUT_LARGE,
+        (recover, 0),
+        region=3,
+        pages_most=4,
+        mortal=[0],
+        deaths=1,
+    ),
     "one who stores dies": charges(PUT_LARGE, PUT, (recover, 0), mortal=[0], deaths=1),
     "one who stores a run dies": charges(PUT_RUN, PUT, (recover, 0), mortal=[0], deaths=1),
     "one who deletes dies": charges(
@@ -167,5 +200,9 @@ MUTANTS = {
         "one who deletes one, and stores, dies, and the kernel refuses",
         UNCOUNTED,
     ),
+    "regions are added up while the budget is held": ("one stores while a region grows", TOO_MUCH),
+    "a mark rises while the budget is held": ("two regions grow", TOO_MUCH),
+    "a mark rises before the memory is committed": ("one stores while a region grows", UNCOUNTED),
+    "a mark falls after the memory has gone": ("one stores while a region shrinks", UNCOUNTED),
     "recovery tells a run again which pages it has": ("one who deletes a run dies", WRONG),
 }
