@@ -45,6 +45,7 @@ _PRESIZE_MAX = 65535
 _MAX_BYTES_LEAST = 64 << 20
 _MAX_BYTES_USABLE = 64 << 10
 _MAX_BYTES_DEFAULT = 640 << 20  # at most: it reserves 62 GiB of addresses, of some 128 TiB
+_DEPOTS_MIN = 2
 _DEPOTS_MAX = 256
 
 
@@ -138,7 +139,7 @@ def make_segment(
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
     depots = _depot_count()
     if is_cache:
-        limit = _cache_bytes(name, sizes, depots, max_bytes, has_tags)
+        limit, depots = _cache_bytes(name, sizes, depots, max_bytes, has_tags)
     else:
         limit = _object_bytes(name, places, max_bytes)
     size = _core.segment_bytes(
@@ -192,20 +193,26 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
 
 def _cache_bytes(
     name: str, sizes: Sizes, depots: int, max_bytes: int | None, has_tags: bool
-) -> int:
-    """Bytes that the whole segment of a cache may take."""
+) -> tuple[int, int]:
+    """Bytes that the whole segment of a cache may take, and its depots.
+
+    Depots take 3 KiB for each CPU. Where that leaves a small cache little else, CPUs share them.
+    """
     limit = CACHE_BYTES if max_bytes is None else max(0, _addressable(max_bytes))
     limit -= limit % PAGE_BYTES
-    shape = sizes.key_size, sizes.value_size, sizes.max_entries, depots
-    least, entries = _core.cache_bytes(*shape, limit, has_tags)
+    shape = sizes.key_size, sizes.value_size, sizes.max_entries
+    least, entries = _core.cache_bytes(*shape, depots, limit, has_tags)
     if max_bytes is None:  # beside all entries that the maker wants
-        return limit + entries
+        return limit + entries, depots
+    while limit - limit // 8 < least and depots > _DEPOTS_MIN:  # at most 7 turns
+        depots //= 2
+        least, _ = _core.cache_bytes(*shape, depots, limit, has_tags)
     if limit < least:
         raise InvalidArgument(
             f"cache {name!r}: max_bytes={max_bytes} is too little for a cache of max_entries="
             f"{sizes.max_entries}, which needs {least} at least: give more, or fewer entries"
         )
-    return limit
+    return limit, depots
 
 
 def _addressable(max_bytes: object) -> int:
@@ -223,7 +230,7 @@ def whole_pages(count: int) -> int:
 def _depot_count() -> int:
     """The number of CPUs, rounded up to a power of two, from 2 to 256."""
     cpus = os.cpu_count() or 1
-    return min(_DEPOTS_MAX, max(2, 1 << (cpus - 1).bit_length()))
+    return min(_DEPOTS_MAX, max(_DEPOTS_MIN, 1 << (cpus - 1).bit_length()))
 
 
 def _seed_bytes(seeds: tuple[int, ...] | None) -> bytes:

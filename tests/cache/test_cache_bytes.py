@@ -233,6 +233,19 @@ def test_too_few_bytes_are_refused_and_the_least_are_enough(make_cache, map_name
     assert len(cache) > 0
 
 
+def test_a_small_cache_fits_on_a_machine_with_many_cpus(make_cache, map_name, monkeypatch):
+    """CPUs share depots where one for each would leave a small cache no memory."""
+    monkeypatch.setattr("os.cpu_count", lambda: 200)
+
+    small = make_cache(name=f"{map_name}-small", key=int, value=bytes, max_bytes=1 << 20)
+    large = make_cache(name=f"{map_name}-large", key=int, value=bytes, max_bytes=64 << 20)
+
+    assert 2 <= small.info()["depots"] < 200 < large.info()["depots"]
+    assert turn_over(small, 50, 2) <= 1 << 20
+    assert small.stats().rejected == 0
+    assert len(small) > 0
+
+
 @pytest.mark.parametrize("bad", [0, -1, 1, 1 << 16])
 def test_no_cache_has_so_few_bytes(map_name, bad):
     with pytest.raises(InvalidArgument, match=f"max_bytes={bad} is too little"):
