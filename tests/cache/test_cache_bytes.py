@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+from support.cache_storms import STUCK_S, store_all_sizes
 from support.caches import cache_options, least_bytes
 from support.children import Child, kill
 from support.workers import run_together
@@ -13,7 +14,6 @@ from support.workers import run_together
 from shmrhash import Cache, InvalidArgument, LayoutMismatch, SharedDict, TooManyProcesses
 
 MIB = 1 << 20
-STUCK_S = 20
 
 
 def taken(cache):
@@ -29,10 +29,6 @@ def turn_over(cache, size, times, base=0):
         if number % 16 == 0:
             most = max(most, taken(cache))
     return max(most, taken(cache))
-
-
-def value_of(key, size):
-    return bytes([key % 251]) * size
 
 
 # ---- what a full cache takes ----
@@ -109,28 +105,9 @@ def test_what_is_not_kept_gives_its_memory_to_others(make_cache):
 # ---- at every moment ----
 
 
-def storm(name, seed, rounds):
-    """Store values of all sizes, look up, delete, clear; what is found is whole."""
-    rng = random.Random(seed)
-    with Cache(name, key=int, value=bytes, timeout=STUCK_S) as cache:
-        for _ in range(rounds):
-            size = rng.choice([5, 60, 200, 900, 4_000, 30_000, 90_000])
-            for _ in range(60_000 // (size + 100) + 3):
-                key = rng.randrange(20_000)
-                cache.set(key, value_of(key, size), ttl=rng.choice([None, None, 0.001, 5]))
-                other = rng.randrange(20_000)
-                found = cache.get(other)
-                assert found is None or found == value_of(other, len(found))
-            if rng.random() < 0.1:
-                for key in range(rng.randrange(20_000)):
-                    cache.delete(key)
-            elif rng.random() < 0.03:
-                cache.clear()
-
-
 def storm_together(gate, name, seed, rounds):
     gate.wait()
-    storm(name, seed, rounds)
+    store_all_sizes(name, seed, rounds)
     gate.finish()
 
 
@@ -177,7 +154,7 @@ def test_kills_take_no_bytes_from_the_rest(make_cache, seed, kills):
     limit = 2 * MIB
     cache = make_cache(key=int, value=bytes, max_bytes=limit, timeout=STUCK_S)
     rng = random.Random(seed)
-    crew = [Child(storm, cache.name, rng.random(), 1 << 30) for _ in range(4)]
+    crew = [Child(store_all_sizes, cache.name, rng.random()) for _ in range(4)]
     most = 0
     try:
         for number in range(kills):
@@ -185,7 +162,7 @@ def test_kills_take_no_bytes_from_the_rest(make_cache, seed, kills):
             while time.monotonic() < end:
                 most = max(most, taken(cache))
             assert crew[number % 4].kill() < 0, crew[number % 4].result()
-            crew[number % 4] = Child(storm, cache.name, rng.random(), 1 << 30)
+            crew[number % 4] = Child(store_all_sizes, cache.name, rng.random())
     finally:
         kill(*crew)
 
