@@ -158,6 +158,7 @@ from processes.listener cimport (
 )
 from processes.attach cimport (
     map_aligned, attach_map, attach_register, attach_claim, attach_rest, attach_end, attach_leave,
+    context_may_stay,
 )
 from processes.check_objects cimport ObjectFacts, context_keeps_any, objects_count
 from processes.check cimport Report, check_map

@@ -14,7 +14,9 @@
 # The caller serialises these functions among the threads of the process: by the GIL, or the state
 # lock (gil.h).
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
-from machine.atomics cimport load_acquire_u64, store_release_u64, local_take_u64, local_put_u64
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_release_u64, local_take_u64, local_put_u64,
+)
 from machine.system cimport (
     F_WRLCK, F_UNLCK, F_OFD_GETLK, F_OFD_SETLK, close, PROT_READ, PROT_WRITE, MAP_SHARED,
     MADV_DONTFORK, mmap, munmap, madvise, mprotect, MAP_FAILED, fork_guard_begin, fork_guard_end,
@@ -22,7 +24,9 @@ from machine.system cimport (
 )
 from segment.status cimport Status, OK, NO_MEMORY, NO_CONTEXT
 from segment.layout cimport REGION_PROCESSES, ProcessSlot, Context
-from segment.geometry cimport Local, Map, geometry_bind, context_at, processes_usable
+from segment.geometry cimport (
+    Local, Map, geometry_bind, context_at, contexts_usable, processes_usable,
+)
 from segment.file cimport REMOVAL_BYTE, segment_open, byte_lock
 from memory.operation cimport Op
 from memory.region cimport HUGE_BYTES
@@ -85,7 +89,9 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MADV_WIPEONFORK
 
 cdef enum:
-    MORE_MAX = 446             # idle contexts that a process keeps in Local.more
+    MORE_MAX = 446             # idle contexts that fit into Local.more
+    MORE_SHARE = 64            # a process keeps this part of all contexts idle: others need them
+    CONTEXTS_KEPT_BACK = 8     # and this part of them is for operations that keep none
 
 
 cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept nogil:
@@ -165,17 +171,30 @@ cdef inline uint64_t session_idle(Map *map) noexcept nogil:
     return taken
 
 cdef inline void attach_rest(Map *map, uint64_t taken) noexcept nogil:
-    """Put back a context whose operation has ended. Beyond MORE_MAX it is freed, unless it still
-    owns something that it could not give back."""
+    """Put back a context whose operation has ended. Beyond its share, the process frees it, unless
+    it still owns something that it could not give back."""
     cdef Context *context = context_at(map, taken - 1)
+    cdef bint owns = context.element != 0 or context.line_stash != 0 or context.debt != 0
     if local_put_u64(&map.local.idle_context, taken):
         return
-    if map.local.more_count < MORE_MAX:
+    if map.local.more_count < (MORE_MAX if owns else map.context_max // MORE_SHARE):
         map.local.more[map.local.more_count] = <uint32_t> taken
         map.local.more_count += 1
-    elif context.element == 0 and context.line_stash == 0 and context.debt == 0:
+    elif not owns:
         # Release: the context is at rest; pairs with the CAS in context_claim_for.
         store_release_u64(&context.owner, 0)
+
+cdef inline bint context_may_stay(Op *op) noexcept nogil:
+    """Whether a computation may keep the operation's context for as long as it lasts: it is not one
+    of the last, or others are free. A hint. Costs a microsecond when most are in use."""
+    cdef uint64_t most = op.map.context_max - op.map.context_max // CONTEXTS_KEPT_BACK
+    cdef uint64_t at
+    if op.self_index < most:
+        return True
+    for at in range(min(most, contexts_usable(op.map))):       # at most CONTEXT_MAX
+        if load_relaxed_u64(&context_at(op.map, at).owner) == 0:
+            return True
+    return False
 
 cdef inline Status attach_register(Map *map, Standing *standing) noexcept nogil:
     """Give this process a slot, unless it has one."""

@@ -22,6 +22,10 @@
 # least one thread of a circle sees the circle; the others look again after every slice of their
 # sleep. The words are hints: a wrong one costs a computation. A circle through several caches is
 # not seen; it ends by the time limit of the waits.
+#
+# Contexts. A claim keeps its context for as long as the computation lasts, and an event loop may
+# have thousands. The last eighth of the contexts is for operations that keep none, so that entries
+# are found and stored at any time: when all others are in use, keys are computed without a claim.
 
 cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before their waiters had read them
@@ -51,7 +55,7 @@ cdef class Claim(LockedSection):
     cdef list others               # the claims that this thread has already
     cdef uint64_t in_the_way       # header of the claimed element, when the wait was over
     cdef bint is_there             # the key has a value now
-    cdef bint is_unclaimed         # waiting would be for this thread itself, or all is claimed
+    cdef bint is_unclaimed         # waiting would be for this thread itself, or no claim is left
     cdef uint32_t refused          # attempts that found no room for a blank, or an outdated entry
     cdef bint has_waited
     cdef object thread             # or greenlet; None: a coroutine has it, or waits for it
@@ -92,7 +96,13 @@ cdef class Claim(LockedSection):
         cdef Waiting waiting
         cdef Status status
         self._prepare(&waiting)
-        self.owner._begin(&self.op, &self.key_bytes, &waiting)
+        try:
+            self.owner._begin(&self.op, &self.key_bytes, &waiting)
+        except _errors.TooManyProcesses:       # even the last are in use just now
+            if self.is_mutex or self.expected != 0:
+                raise
+            self.is_unclaimed = True
+            return False
         try:
             status = repeat(self.handle, &self.op, attempt_claim, <void *> self, &waiting)
             if no_room(status):
@@ -170,6 +180,8 @@ cdef class Claim(LockedSection):
             return self._attempt_expected(status, &found)
         self.birth = birth_now(map)
         if status == ABSENT:
+            if self._has_no_context():
+                return OK
             status = self._attempt_blank()
             if no_room(status):
                 # If all entries are claimed, perhaps by this thread, waiting for one is in vain.
@@ -205,11 +217,19 @@ cdef class Claim(LockedSection):
                 self.is_unclaimed = True
                 return OK
             return lock_busy(&self.op, &found.element.header, found.header)
+        if self._has_no_context():
+            return OK
         store_relaxed_u64(&self.op.context.child, 0)   # before the claim can be followed
         status = element_hold(&self.op, &found, ELEMENT_LOCKED, &self.section.held)
         if status == OK:
             self.section.index = found.index
         return status
+
+    cdef bint _has_no_context(self) noexcept:
+        """Whether the computation has to do without a claim, for lack of a context to keep. A mutex
+        takes even the last one: it excludes others, or raises."""
+        self.is_unclaimed = not self.is_mutex and not context_may_stay(&self.op)
+        return self.is_unclaimed
 
     cdef Status _attempt_expected(self, Status status, Found *found) noexcept:
         """Claim an entry that must not have changed; is_there: it has."""

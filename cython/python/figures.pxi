@@ -74,6 +74,7 @@ cdef object map_facts(MapHandle handle):
         "depots": handle.map.depot_count,
         "elements_parked": parked,
         "contexts": contexts,
+        "contexts_max": handle.map.context_max,
         "grows": statistics.grows,
         "shrinks": statistics.shrinks,
         "growth_stopped": statistics.growth_stopped,

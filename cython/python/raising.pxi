@@ -127,8 +127,8 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         raise _errors.KeyNotFound(f"map {handle.name!r} has no such key")
     if status == NO_CONTEXT:
         raise _errors.TooManyProcesses(
-            f"map {handle.name!r}: all {PROCESS_MAX} process slots or operation contexts are in "
-            f"use; close handles or use fewer processes")
+            f"map {handle.name!r}: all {PROCESS_MAX} process slots or all {handle.map.context_max} "
+            f"operation contexts are in use; close handles, end sections, or use fewer processes")
     if status == SYSTEM_ERROR:
         raise _errors.Error(
             f"map {handle.name!r}: this process cannot register: the file cannot be opened again "

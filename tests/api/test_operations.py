@@ -821,6 +821,7 @@ INFO_KEYS = {
     "bytes_per_entry",
     "processes",
     "contexts",
+    "contexts_max",
     "grows",
     "shrinks",
     "recoveries",

@@ -1,5 +1,6 @@
 """Events during sections: garbage collection, fork, a thousand sections at once, waiting."""
 
+import contextlib
 import gc
 import math
 import os
@@ -146,6 +147,27 @@ def test_a_thousand_locks_taken_repeatedly_use_up_no_contexts(make_map):
 
     in_child(lambda: m.update(word(1), NEW))
     assert m.info()["contexts"] < CONTEXTS_MAX // 2
+
+
+def test_processes_that_had_many_sections_leave_contexts_to_others(make_map):
+    """L1: a process keeps only a few contexts of sections that have ended."""
+    m = make_map(value_size=VALUE_SIZE, max_entries=20_000, timeout=1)
+    keys = [word(number) for number in range(6_000)]
+    for key in keys:
+        m[key] = OLD
+
+    def have_many(parent, first):
+        with m.locked_many(keys[first : first + 500]) as values:
+            assert len(values) == 500
+        parent.say("ended")
+        parent.wait()
+
+    with contextlib.ExitStack() as crew:
+        for first in range(0, 6_000, 500):
+            child = crew.enter_context(Partner(have_many, first))
+            assert child.hear() == "ended"
+        in_child(lambda: m.update(word(1), NEW))
+        assert m.info()["contexts"] < m.info()["contexts_max"] // 4
 
 
 # ---- waiting for a section of the same thread ----

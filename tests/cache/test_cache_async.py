@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from support.caches import cache_options
 from support.children import Child, in_child
 
 from shmrhash import Cache, InvalidArgument, LockTimeout
@@ -357,3 +358,34 @@ def test_errors_of_a_coroutine_function_are_kept(cache):
 
     run(main())
     assert calls == ["x"]
+
+
+def test_more_computations_than_contexts_leave_some_for_other_operations(make_cache):
+    """Beyond seven eighths of the contexts, keys are computed without a claim, and not stored."""
+    cache = make_cache(**cache_options(1 << 20, key=int, value=object, max_entries=5_000))
+    most = cache.handle.info()["contexts_max"]
+    slow = Slow("value")
+
+    async def all_of_them():
+        tasks = [asyncio.create_task(cache.aget_or_compute(key, slow)) for key in range(2 * most)]
+        await until(lambda: slow.calls == 2 * most)
+        cache.set(-1, "stored")
+        assert in_child(read_and_compute, cache.name) == ("stored", "computed")
+        with cache.mutex(-2):
+            slow.go.set()
+            return await asyncio.gather(*tasks)
+
+    assert run(all_of_them()) == ["value"] * (2 * most)
+    stored = sum(cache.get(key) == "value" for key in range(2 * most))
+    print(f"{stored} results are stored, of {most} contexts")
+    assert 0.8 * most < stored <= 0.875 * most
+
+    assert [cache.get_or_compute(key, lambda: 7) for key in range(-9, -3)] == [7] * 6
+    assert [cache.get(key) for key in range(-9, -3)] == [7] * 6
+    assert cache.handle.info()["contexts"] < most // 2
+    cache.check()
+
+
+def read_and_compute(name):
+    with Cache(name, key=int, value=object) as cache:
+        return cache.get(-1), cache.get_or_compute(-3, lambda: "computed")

@@ -231,9 +231,10 @@ def test_more_tasks_than_there_are_contexts_read(scene):
     it.watch()
     it.tracker.proved(it.node, time.monotonic_ns() + 10**12)
     answer, begun = it.source.afetch, asyncio.Event()
+    tasks = it.near._entries.handle.info()["contexts_max"] + 200
 
     async def when_all_have_asked(keys):
-        if it.near.info()["entries"]["misses"] == 1200:
+        if it.near.info()["entries"]["misses"] == tasks:
             begun.set()
         await begun.wait()
         return await answer(keys)
@@ -241,9 +242,9 @@ def test_more_tasks_than_there_are_contexts_read(scene):
     it.source.afetch = when_all_have_asked
 
     async def all_of_them():
-        return await asyncio.gather(*(it.near.aget(b"%d" % number, 7) for number in range(1200)))
+        return await asyncio.gather(*(it.near.aget(b"%d" % number, 7) for number in range(tasks)))
 
-    assert asyncio.run(all_of_them()) == [7] * 1200
+    assert asyncio.run(all_of_them()) == [7] * tasks
 
 
 def test_warming_fetches_each_missing_key_once(scene):
