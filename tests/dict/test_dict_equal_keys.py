@@ -161,7 +161,8 @@ EQUAL = {
 
 @pytest.mark.parametrize("keys", EQUAL.values(), ids=EQUAL)
 def test_equal_keys_made_in_different_ways_are_one_key(make_dict, keys):
-    """A dict is the oracle; the key that comes back is equal, and can be used instead."""
+    """Two equal keys, made in different ways, are one key, as in a plain dict; the key that the
+    SharedDict returns is equal to both, and finds the entry."""
     assert len(dict.fromkeys(keys)) == 1
 
     for put in keys:
@@ -352,7 +353,9 @@ class Spot:
 
 
 def test_keys_of_a_declared_class_are_equal_if_the_instances_are(make_dict):
-    """A float field may hold an int, or -0.0; a value of an undeclared type is refused."""
+    """Instances of a declared class that are equal are one key, also if a float field holds an int
+    or -0.0; an instance with a field of another type is refused, and so is a class that does not
+    say when two fields are equal."""
     pytest.importorskip("msgspec")
     d = make_dict(key=Spot, value=int)
 

@@ -19,18 +19,18 @@ KEY = "a key of more than 15 bytes, {}".format
 def wait_past(deadline_ns):
     """Wait until the monotonic clock, which deadlines use, has passed this time."""
     while time.monotonic_ns() <= deadline_ns:
-        time.sleep(0.0005)  # a poll: the loop waits for a time, not for a duration
+        time.sleep(0.0005)  # the loop polls the clock, so a longer sleep is harmless
 
 
 def expire_now(d, keys):
-    """Let these entries expire without an insertion, which would remove some."""
+    """Let these entries expire without an insertion, because that would remove some of them."""
     for key in keys:
         assert d.touch(key, 0.001)
     wait_past(time.monotonic_ns() + 2_000_000)
 
 
 def store_until_full(d, size, name):
-    """Store values of that size until there is no room; return how many."""
+    """Store values of this size until the dict is full; return how many were stored."""
     count = 0
     try:
         while True:
@@ -59,7 +59,7 @@ def locked_and_created(d, key):
     "insert", [*INSERTIONS.values(), locked_and_created], ids=[*INSERTIONS, "locked"]
 )
 def test_every_kind_of_insertion_uses_the_room_of_expired_entries(make_dict, insert):
-    """X1: a full dict whose entries have all expired takes as many new keys again."""
+    """X1: after all entries of a full dict have expired, as many new keys can be inserted."""
     d = make_dict(key=str, value=int, ttl=LONG_S, max_entries=ENTRIES)
     for number in range(ENTRIES):
         d[KEY(number)] = 0
@@ -73,7 +73,8 @@ def test_every_kind_of_insertion_uses_the_room_of_expired_entries(make_dict, ins
 
 @pytest.mark.parametrize("living", [0, 1, 250, 499])
 def test_max_entries_counts_only_live_entries(make_dict, living):
-    """X1: each expired entry makes room for one new key; the next is refused; live ones stay."""
+    """X1: each expired entry makes room for one new key; the next new key is refused, and the live
+    entries stay."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=ENTRIES)
     d.update({number: number for number in range(ENTRIES)})
     expire_now(d, range(living, ENTRIES))
@@ -102,7 +103,8 @@ def test_max_bytes_counts_only_live_entries(make_dict, size):
 
 
 def test_a_replacing_value_uses_the_room_of_expired_entries(make_dict):
-    """X1: updates of present keys need bytes, too, and so do sections when they end."""
+    """X1: a larger value for a present key takes the bytes of expired entries, whether an
+    assignment or the end of a section stores it."""
     d = make_dict(key=int, value=bytes, ttl=LONG_S, max_bytes=2 << 20)
     d[-1] = d[-2] = b""
     count = store_until_full(d, 60_000, int)
@@ -120,7 +122,8 @@ def test_a_replacing_value_uses_the_room_of_expired_entries(make_dict):
 
 
 def test_entries_of_a_plain_map_with_a_timer_expire(map_name):
-    """X1: updates and batches of a map with a Timer field find the room."""
+    """X1: in a plain map with a Timer field, update() and batches find the room of expired
+    entries."""
     with RHashMap.create(
         map_name, key_size=8, value_size=16, max_entries=256, fields=[Timer(8)]
     ) as m:
@@ -183,7 +186,8 @@ def test_walks_over_raw_keys_and_popitem_meet_all_expired_entries(make_dict):
 
 
 def test_insertions_remove_expired_entries_while_there_is_room(make_dict):
-    """A dict of short-lived entries stays small, although it has room for all."""
+    """A dict of short-lived entries stays small, although it has room for all entries ever
+    inserted."""
     d = make_dict(key=int, value=int, ttl=math.inf, max_entries=1 << 17)
 
     for number in range(50_000):
@@ -213,7 +217,8 @@ def test_a_locked_expired_entry_is_skipped(make_dict):
 @pytest.mark.parametrize("entries", [50, 40_000])
 @pytest.mark.parametrize("how", ["touch", "replace", "section", "insert"])
 def test_an_entry_that_expires_after_a_refusal_makes_room(make_dict, entries, how):
-    """X1: a sweep that found nothing is relied on until a deadline, also one set afterwards."""
+    """X1: after a sweep that found nothing, an insertion is refused without another sweep until the
+    next deadline, and that may be one set after the sweep."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update({number: number for number in range(entries)})
     for _ in range(3):
@@ -222,7 +227,7 @@ def test_an_entry_that_expires_after_a_refusal_makes_room(make_dict, entries, ho
 
     set_deadline(d, how, 0.01)
     deadline_ns = d._deadline_ns(0)
-    with contextlib.suppress(MapFull):  # if refused, no sweep follows before the deadline
+    with contextlib.suppress(MapFull):  # refused if the entry has not expired yet
         d[-1] = -1
     wait_past(deadline_ns or 0)
     d[-1] = -1
@@ -247,17 +252,18 @@ def set_deadline(d, how, seconds):
 
 
 def test_no_expired_entry_is_left_when_an_insertion_is_refused(make_dict, seed):
-    """X1: entries expire by the microsecond; the clock is read before each refusal."""
+    """X1: whenever an insertion is refused, expire() removes no entry that had expired before the
+    insertion began. Deadlines are between 10 us and 10 ms ahead."""
     entries = 16_000  # more buckets than one step of a sweep covers
     rng = random.Random(seed)
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update(dict.fromkeys(range(entries), 0))
-    deadlines = {}  # of the short-lived entries
+    deadlines = {}  # of each short-lived entry, in ns
     refused = 0
     for number in range(entries, entries + 600):
         key = rng.randrange(entries)
         if rng.random() < 0.3 and d.touch(key, ttl := 10 ** rng.uniform(-5, -2)):
-            deadlines[key] = time.monotonic_ns() + int(ttl * 1e9)  # or a bit less
+            deadlines[key] = time.monotonic_ns() + int(ttl * 1e9)  # at the latest
         began_ns = time.monotonic_ns()
         try:
             d.set(number, 0, ttl=LONG_S)
@@ -272,7 +278,8 @@ def test_no_expired_entry_is_left_when_an_insertion_is_refused(make_dict, seed):
 
 
 def test_repeated_refusals_do_not_search_the_map_each_time(make_dict):
-    """X1: measured in processor time, because the machine may be busy."""
+    """X1: a thousand refused insertions take less processor time than a hundred searches of the
+    whole map."""
     d, search_s = full_dict_and_search_s(make_dict)
 
     began = time.process_time()
@@ -284,7 +291,8 @@ def test_repeated_refusals_do_not_search_the_map_each_time(make_dict):
 
 
 def test_storing_ever_earlier_deadlines_does_not_make_each_refusal_search_the_map(make_dict):
-    """X1: deadlines up to 2.5 s ahead, each earlier than all others, for two seconds at most."""
+    """X1: before each refused insertion an entry gets a deadline that is earlier than all others;
+    only about every tenth refusal may search the map."""
     d, search_s = full_dict_and_search_s(make_dict)
     began_s, began = time.process_time(), time.monotonic()
     refused = 0
@@ -312,7 +320,8 @@ def full_dict_and_search_s(make_dict):
 
 
 def insert_short_lived(gate, d, first, count):
-    """Insert keys that live for a millisecond into a dict with few entries; return the refusals."""
+    """Insert keys that live for a millisecond into a dict with few entries; return how many were
+    refused."""
     refused = 0
     gate.wait()
     for number in range(first, first + count):
@@ -320,14 +329,15 @@ def insert_short_lived(gate, d, first, count):
             try:
                 d.set(number, number, ttl=0.001)
                 break
-            except MapFull:  # all entries are alive
+            except MapFull:  # at this moment all entries are alive
                 refused += 1
                 time.sleep(0.0005)
     return refused
 
 
 def test_racing_inserters_all_get_the_room_of_expired_entries(make_dict):
-    """X1: several workers sweep at once; each entry is removed once (check() counts credits)."""
+    """X1: several workers sweep at the same time, and each expired entry is removed once: check()
+    compares the credits with the entries."""
     d = make_dict(key=int, value=int, ttl=math.inf, max_entries=64)
 
     run_together("fork", *((insert_short_lived, d, n * 10_000, 1_000) for n in range(3)))
@@ -338,7 +348,7 @@ def test_racing_inserters_all_get_the_room_of_expired_entries(make_dict):
 
 
 def test_a_counter_with_more_keys_than_its_limit_uses_the_room_of_expired_ones():
-    """X1: a rate limiter with more clients than entries."""
+    """X1: a rate limiter can count more clients than it has entries, one after another."""
     with SharedCounter(key=str, ttl=LONG_S, max_entries=100) as hits:
         for number in range(1_000):
             assert hits.inc(f"user {number}") == 1

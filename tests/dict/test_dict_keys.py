@@ -134,13 +134,15 @@ def test_unequal_keys_are_two_keys(one, other):
 
 
 def test_a_nan_is_found_again(make_dict):
-    """A SharedDict finds a NaN key by its bytes; a plain dict finds it only by the same object."""
+    """A NaN is found by its bytes, and a NaN with other bytes is another key. A plain dict finds a
+    NaN only by the same object."""
     for key_type in (object, float):
         d = make_dict(key=key_type, value=int)
         d[math.nan] = 1
         d[float("nan")] = 2
+        d[math.copysign(math.nan, -1)] = 3
 
-        assert (len(d), d[math.nan]) == (1, 2)
+        assert (len(d), d[math.nan], d[-math.nan]) == (2, 2, 3)
 
 
 def test_objects_are_keys_if_their_equality_is_known(make_dict):
@@ -185,9 +187,10 @@ def test_an_unhashable_key_is_a_type_error(make_dict, key):
 
 @pytest.mark.parametrize("key_type", [bytes, str, object])
 def test_keys_of_every_length_are_kept_apart(make_dict, key_type):
-    """Lengths around the 15 bytes that fit into the element; some keys differ only at the end."""
+    """Keys of lengths around the 15 bytes that fit into the element are different keys, also if
+    they differ only at the end."""
     d = make_dict(key=key_type, value=int)
-    extra = 1 if key_type is object else 0  # the tag
+    extra = 1 if key_type is object else 0  # the tag that precedes an encoded object
     keys = {}
     for length in LENGTHS:
         data = b"k" * max(0, length - extra)

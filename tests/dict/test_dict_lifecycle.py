@@ -213,7 +213,7 @@ def test_info_has_types_limits_and_counts(make_dict):
     assert d.check()["exact"]
 
 
-# Several.
+# Several processes.
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -331,7 +331,7 @@ def test_children_forked_while_threads_write_use_the_dict(make_dict):
     assert all(d[f"child {number}"] == "y" * 5000 for number in range(3))
 
 
-# As programs.
+# Whole programs.
 
 PREFORK = """
     import os, signal, sys
@@ -495,7 +495,8 @@ def test_a_child_that_exits_does_not_unlink_the_dict(run_program, make_dict, ano
 
 
 def test_an_anonymous_dict_of_a_killed_program_is_removed_by_the_next(tmp_path, anonymous_left):
-    """C1: the processes of an anonymous dict are killed; creating the next one removes it."""
+    """C1: if all processes of an anonymous dict are killed, the next program that creates one
+    removes it."""
     program = "import shmrhash, time\nd = shmrhash.SharedDict()\nprint(d.name, flush=True)\n"
     with subprocess.Popen(
         [sys.executable, "-c", program + "time.sleep(60)"],

@@ -67,7 +67,7 @@ class DictAgainstDict(RuleBasedStateMachine):
     @initialize()
     def create(self):
         key, value, self.key_strategy, self.value_strategy = self.types
-        # Little room: AddressSanitizer takes tenths of a second to unmap a terabyte.
+        # max_bytes is small because AddressSanitizer needs tenths of a second to unmap a terabyte.
         limits = {"max_entries": ROOM, "max_bytes": 1 << 24}
         options = {"key": key, "value": value, "ttl": self.ttl, **limits}
         self.options = options
@@ -247,7 +247,8 @@ class DictAgainstDict(RuleBasedStateMachine):
 @pytest.mark.parametrize("ttl", [pytest.param(None, marks=pytest.mark.thorough), 3600.0])
 @pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
 def test_any_sequence_of_operations_has_the_results_of_a_dict(map_name, types, ttl, examples):
-    """W1, W2, C1 (nothing leaks): all operations, all kinds of types, several handles."""
+    """W1, W2, C1: random sequences of all operations, through several handles and with all kinds of
+    types, have the results of a plain dict, and leak nothing."""
     machine = type("Machine", (DictAgainstDict,), {"name": map_name, "types": types, "ttl": ttl})
     settings = hypothesis.settings(max_examples=examples, stateful_step_count=40)
     run_state_machine_as_test(machine, settings=settings)

@@ -17,7 +17,7 @@ FAILING = False
 
 
 class Meddler:
-    """Stores under its own key while it is unpickled."""
+    """A value that stores into DICT, under the key "k", while it is unpickled."""
 
     def __reduce__(self):
         return _meddle, ()
@@ -30,7 +30,7 @@ def _meddle():
 
 
 class Fragile:
-    """Cannot be unpickled while FAILING is true."""
+    """A value that cannot be unpickled while FAILING is true."""
 
     def __reduce__(self):
         return _build, ()
@@ -58,7 +58,8 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("use", ["locked", "update_with", "exchange", "create"])
 def test_decoding_that_uses_its_sections_key_is_a_deadlock_error(make_dict, monkeypatch, use):
-    """L1: the error comes at once; a timeout of None would wait without end."""
+    """L1: if a value's unpickling stores under the key whose section decodes the value, it gets a
+    DeadlockError at once, although the dict's timeout of None would let it wait without end."""
     d = make_dict(key=str, value=object, timeout=None)
     d["k"] = Meddler()
     monkeypatch.setattr(sys.modules[__name__], "DICT", d)
@@ -77,7 +78,8 @@ def test_decoding_that_uses_its_sections_key_is_a_deadlock_error(make_dict, monk
 
 
 def test_a_value_that_cannot_be_decoded_hides_no_other_value(make_dict, failing):
-    """I1: the iterator raises at its place and can go on; with errors="skip" it is left out."""
+    """I1: the iterator raises when it comes to such a value, and can be continued; with
+    errors="skip" it leaves the entry out."""
     d = make_dict(key=int, value=object)
     expected = {number: number * 2 for number in range(200)}
     d.update(expected)
@@ -129,7 +131,8 @@ def test_popitem_does_not_remove_a_value_that_it_cannot_decode(make_dict, failin
 
 
 def test_popitem_takes_other_entries_than_those_it_cannot_decode(make_dict, failing):
-    """An entry whose class is missing does not keep others from being taken, wherever it is."""
+    """popitem() returns the other entries although one entry's class is missing, wherever that
+    entry is in the table."""
     d = make_dict(key=int, value=object)
     d.update({number: -number for number in range(100)})
     d.update({number: Fragile() for number in (100, 101, 102)})
@@ -207,7 +210,8 @@ SURROGATES = ["\ud800", "name-\udcff", "\udcff" * 40, "\ud83d\ude00", "a\udc80" 
 
 @pytest.mark.parametrize("key_type", [str, object])
 def test_lone_surrogates_work_in_keys_and_values(make_dict, key_type):
-    """os.listdir() returns them for names that are no UTF-8."""
+    """Lone surrogates, which os.listdir() returns for names that are not UTF-8, work in keys and
+    values."""
     d = make_dict(key=key_type, value=str)
     for text in SURROGATES:
         assert text not in d
@@ -215,7 +219,7 @@ def test_lone_surrogates_work_in_keys_and_values(make_dict, key_type):
         d[text] = text
 
     assert dict(d) == {text: text for text in SURROGATES}
-    assert "\U0001f600" not in d  # two surrogates are not this character
+    assert "\U0001f600" not in d  # the two lone surrogates are not this one character
     for text in SURROGATES:
         assert d.pop(text) == text
 

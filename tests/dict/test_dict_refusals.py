@@ -20,7 +20,8 @@ class Index:
 
 
 def test_arguments_that_no_operation_takes_are_refused(make_dict):
-    """K1: too many defaults, unknown flags, values of another kind."""
+    """K1: too many defaults, unknown flags, and values of another type raise an error that names
+    them; the stored value stays."""
     d = make_dict(key=str, value=str)
     d["k"] = "v"
     with pytest.raises(shmrhash.InvalidArgument, match="flags 7"):
@@ -43,7 +44,8 @@ def test_an_exchange_with_a_value_of_another_type_stores_nothing(make_dict):
 
 
 def test_a_section_can_be_used_only_once_and_inside_its_block(make_dict):
-    """L1: assignments outside are refused, and a section of a frozen dict stores nothing."""
+    """L1: a section refuses assignments outside its block, and to be entered again; if the dict is
+    frozen during the block, the section stores nothing."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     section = d.locked("k", timeout=1.0)
@@ -65,7 +67,7 @@ def test_a_section_can_be_used_only_once_and_inside_its_block(make_dict):
 
 
 def test_a_section_that_is_garbage_collected_is_rolled_back(make_dict):
-    """L1: the end of the object ends the section, if the block does not."""
+    """L1: a section that is entered and never left is rolled back when its object is destroyed."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     section = d.locked("k")
@@ -73,12 +75,13 @@ def test_a_section_that_is_garbage_collected_is_rolled_back(make_dict):
     section.value = 5
     del section
 
-    d["k"] += 1  # no section holds it
+    d["k"] += 1  # does not wait: no section holds the key
     assert d["k"] == 2
 
 
 def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
-    """L1, fork: the child gets an error, and the parent's section goes on."""
+    """L1: a forked child that leaves its parent's section gets an error, and the parent's section
+    continues."""
 
     def leave(entry):
         with pytest.raises(shmrhash.Error, match="parent"):
@@ -101,7 +104,8 @@ def test_inline_values_have_no_views(make_dict):
 
 
 def test_numbers_may_be_of_any_class_with_an_index(make_dict):
-    """Codecs: __index__ for int, __float__ for float, any buffer for bytes."""
+    """An int key may be any object with __index__, a float value any with __float__, and bytes any
+    contiguous buffer."""
     d = make_dict(key=int, value=float)
     d[Index()] = np.float32(0.5)
     assert d[7] == 0.5
@@ -116,7 +120,8 @@ def test_numbers_may_be_of_any_class_with_an_index(make_dict):
 
 
 def test_keys_that_the_short_path_does_not_take_work_like_others(make_dict):
-    """Codecs: in a dict of int to int, keys that are no ints of 64 bits."""
+    """In a dict of int to int, bools and NumPy's integers find the entry of the equal int; ints of
+    more than 64 bits and texts are refused."""
     d = make_dict(key=int, value=int)
     d[1] = 5
     assert (d[True], d[np.int64(1)], d[Index()] if 7 in d else 0) == (5, 5, 0)
@@ -129,9 +134,10 @@ def test_keys_that_the_short_path_does_not_take_work_like_others(make_dict):
 
 
 def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
-    """R1: in a frozen dict no operation deletes an expired entry."""
+    """R1: an expired entry of a frozen dict is absent, but it is not deleted: len() still counts
+    it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
-    deadline_ns = _core.clock_monotonic_ns() + 50_000_000  # later than the sweep of this insertion
+    deadline_ns = _core.clock_monotonic_ns() + 50_000_000  # not before the insertion's sweep
     d._put("k", 1, 0, deadline_ns)
     d.freeze()
     while _core.clock_monotonic_ns() < deadline_ns:
@@ -142,7 +148,8 @@ def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
 
 
 def test_changing_a_deadline_waits_for_a_section_of_the_entry(make_dict):
-    """L1: the change is a write, which waits until the timeout."""
+    """L1: touch() and timer_set() are writes: they wait for the section that holds the entry, until
+    their timeout."""
     d = make_dict(key=str, value=int, ttl=5)
     d["k"] = 1
     with SharedDict.open(d.name, timeout=0.02) as other, d.locked("k"):
@@ -154,7 +161,7 @@ def test_changing_a_deadline_waits_for_a_section_of_the_entry(make_dict):
 
 
 def test_values_of_many_words_are_copied_whole(make_dict):
-    """R2: values larger than what the core keeps on its stack are copied whole."""
+    """R2: values that are larger than the buffer on the core's stack are copied whole."""
     d = make_dict(key=int, value="<200q")
     d[1] = tuple(range(200))
     assert d[1] == tuple(range(200))
@@ -163,7 +170,8 @@ def test_values_of_many_words_are_copied_whole(make_dict):
 
 
 def test_encoded_keys_and_values_of_wrong_sizes_are_refused(map_name):
-    """H1: the codec is the program's own; the core uses it."""
+    """H1: a codec is the program's own code and may return any number of bytes; a key or value of
+    another size than the map's is refused."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
         handle.unlink()
         core = _core.DictCore(
@@ -178,7 +186,8 @@ def test_encoded_keys_and_values_of_wrong_sizes_are_refused(map_name):
 
 
 def test_operations_on_fields_that_a_map_does_not_have_are_refused(map_name):
-    """K1: no Timer; buffers as keys; an object that is too large for any class."""
+    """K1: a map refuses to set a deadline without a Timer, and to store an object larger than any
+    size class; operations on fields accept keys in any buffer."""
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20
     ) as m:
@@ -225,7 +234,7 @@ def test_a_negative_or_nan_timeout_is_refused(make_dict):
 
 
 def test_freezing_a_frozen_dict_is_refused(make_dict):
-    """K1: EPERM."""
+    """K1: the second freeze() raises FrozenMap."""
     d = make_dict(key=str, value=int)
     d.freeze()
     with pytest.raises(shmrhash.FrozenMap):

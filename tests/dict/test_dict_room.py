@@ -11,16 +11,16 @@ from support.workers import run_together
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict
 
-SIZES = [40, 900, 4088, 5000, 70_000, 300_000]  # small classes, a middle one, runs of pages
+SIZES = [40, 900, 4088, 5000, 70_000, 300_000]  # small blocks, a larger one, runs of pages
 
 
 def body(number, size):
-    """Return a value that is different for every number and size."""
+    """Return the bytes of a value; they differ for every number and size."""
     return random.Random(f"{number} {size}").randbytes(size)
 
 
 def in_tiny_tmpfs(tmp_path, monkeypatch, job, *arguments, size):
-    """Run job with the dict's directory on a tmpfs of size bytes."""
+    """Run the job with the dict's directory on a tmpfs of size bytes."""
     monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path))
     (result,) = run_together(
         "fork", (creation_jobs.in_private_tmpfs, str(tmp_path), size, job, *arguments)
@@ -85,7 +85,8 @@ def fill_and_free(gate, size, ballast_size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_full_file_system_refuses_stores_only(tmp_path, monkeypatch, size):
-    """M1: stored values are unchanged, the budget counts them, and stores go on with new room."""
+    """M1: on a full file system stored values stay unchanged, the budget counts their bytes, and
+    stores succeed again once there is room."""
     room = 24 << 20 if size > 4096 else 4 << 20
     result = in_tiny_tmpfs(tmp_path, monkeypatch, fill_and_free, size, room // 8, size=room)
 
@@ -129,7 +130,8 @@ def store_beside_ballast(gate, seed):
 
 
 def test_a_file_system_filled_by_other_files_refuses_stores_only(tmp_path, monkeypatch, seed):
-    """M1: ballast takes every free byte at many stages; no stage ends in SIGBUS."""
+    """M1: another file takes every free byte at many moments; stores are refused, and none ends in
+    SIGBUS."""
     refusals, same, wrong = in_tiny_tmpfs(
         tmp_path, monkeypatch, store_beside_ballast, seed, size=24 << 20
     )
@@ -140,7 +142,7 @@ def test_a_file_system_filled_by_other_files_refuses_stores_only(tmp_path, monke
 
 
 def test_a_kptr_too_large_for_max_bytes_is_refused_and_changes_nothing(map_name):
-    """M1: OutOfMemory, and the previous object stays."""
+    """M1: kptr_xchg() raises OutOfMemory, and the previous object stays."""
     limits = {"max_entries": 10, "fields": [Kptr(0)], "max_bytes": 1 << 16}
     with RHashMap.create(map_name, key_size=8, value_size=8, **limits) as m:
         m.unlink()
@@ -157,7 +159,8 @@ def test_a_kptr_too_large_for_max_bytes_is_refused_and_changes_nothing(map_name)
 
 
 def store_in_order(gate, d, who, count):
-    """Store under the same keys in the same order as the other process, which is seldom far."""
+    """Store under the same keys and in the same order as the other process, so that both are mostly
+    at the same key."""
     gate.wait()
     for number in range(count):
         d[number] = body(who, 40 + number % 60)
@@ -174,7 +177,8 @@ def store_under_one(gate, d, who, count):
 
 @pytest.mark.parametrize("job", [store_in_order, store_under_one])
 def test_racing_stores_under_one_key_lose_no_object(make_dict, job):
-    """W1, C1: the loser of the race takes its object back, and uses it for an update."""
+    """W1, C1: the loser of a race to insert a key takes its object back, and stores it by an
+    update."""
     d = make_dict(key=int, value=bytes, max_entries=1 << 16, max_bytes=1 << 24)
     count = 20_000
 
@@ -203,7 +207,7 @@ def test_a_map_larger_than_the_address_space_is_refused(map_name, limits):
 
 
 def update_the_last_key(gate, m, rounds):
-    """In each round race to insert the only entry that the map has room for."""
+    """Race in each round to insert the only entry for which the map has room."""
     refused = 0
     for number in range(rounds):
         key = number.to_bytes(8, "little")

@@ -29,7 +29,8 @@ TYPES = [
 @pytest.mark.parametrize(("key", "value"), TYPES)
 @pytest.mark.parametrize("ttl", [None, 5, 0.25, float("inf")])
 def test_a_dict_can_be_opened_without_naming_its_types(make_dict, map_name, key, value, ttl):
-    """The types come from the schema, and are those with which the dict was created."""
+    """A handle that is opened without types has those of the creator, which the schema
+    describes."""
     made = make_dict(key=key, value=value, ttl=ttl)
 
     with SharedDict.open(map_name) as opened:
@@ -103,7 +104,8 @@ def test_another_limit_is_a_mismatch_that_names_the_remedy(make_dict, map_name):
 
 
 def test_each_handle_may_have_its_own_ttl(make_dict, map_name):
-    """A handle opened without a ttl has the creator's; a pickled handle keeps its own."""
+    """A handle that is opened without a ttl has the creator's; a handle that is pickled and loaded
+    keeps its own."""
     types = {"key": str, "value": int}
     make_dict(**types, ttl=5)
 
@@ -151,7 +153,7 @@ def test_a_class_with_other_fields_is_a_mismatch(make_dict, map_name):
 
 
 def test_a_class_of_the_main_module_is_equal_in_a_spawned_child():
-    """A class of the main module fits in a spawned child, where the module's name is
+    """A class of the main module fits itself in a spawned child, which knows the main module as
     __mp_main__."""
     here = type("Thing", (), {"__module__": "__main__"})
     there = type("Thing", (), {"__module__": "__mp_main__"})
@@ -200,7 +202,8 @@ def test_opening_a_plain_map_as_a_dict_is_a_mismatch(make_map, map_name):
     ],
 )
 def test_a_schema_of_another_program_is_a_mismatch(make_map, map_name, schema, complaint):
-    """H1: even a valid schema is refused if it does not describe the map in which it is."""
+    """H1: a schema that is no schema of a SharedDict, or that does not describe the map that
+    contains it, is refused by an error that says why."""
     make_map(_schema=schema)
 
     with pytest.raises(LayoutMismatch, match=complaint):
@@ -236,7 +239,8 @@ def test_creating_a_dict_that_exists_is_refused(make_dict, map_name):
 
 
 def test_max_bytes_limits_the_objects_of_a_dict(make_dict):
-    """W2, M1: a value that does not fit is an error that names sizes; nothing changes."""
+    """W2, M1: a value that does not fit into max_bytes is refused by an error that names the limit,
+    and changes nothing."""
     d = make_dict(key=str, value=bytes, max_bytes=1 << 20)
     d["a"] = b"a" * 100_000
 
@@ -255,7 +259,8 @@ def test_max_bytes_limits_the_objects_of_a_dict(make_dict):
 
 
 def test_a_full_dict_refuses_new_keys_and_takes_new_values(make_dict):
-    """W2: max_entries, with values in objects."""
+    """W2: a dict with max_entries entries refuses a new key, and stores new values under its
+    keys."""
     d = make_dict(key=str, value=str, max_entries=10)
     for number in range(10):
         d[f"{number}" * 40] = "x" * 40

@@ -17,7 +17,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture
 def d(make_dict):
-    """A dict of two entries."""
+    """A dict with two entries."""
     d = make_dict(key=str, value=object)
     d.update(a=1, b=[2])
     return d
@@ -190,7 +190,7 @@ def test_using_a_dict_without_init_raises():
 
 
 def test_a_value_is_a_copy(d):
-    """d[k].append(x) changes only the copy; three other ways change the stored value."""
+    """d[k].append(x) changes only a copy; the three other ways here change the stored value."""
     d["b"].append(3)
     assert d["b"] == [2]
 
@@ -275,8 +275,8 @@ def test_a_section_can_delete_its_key(d):
 
 
 def test_a_section_whose_value_cannot_be_stored_leaves_the_old_value(d):
-    """L1: the old value stays and the lock is released, also if only the end of the section finds
-    that the new value cannot be stored."""
+    """L1: if the section finds only at its end that the new value cannot be stored, the old value
+    stays, and the lock is released."""
     with pytest.raises(Exception, match=r"pickle|local object"), d.locked("a") as entry:
         entry.value = lambda: 0
 
@@ -322,7 +322,8 @@ def test_readers_see_the_old_value_until_a_section_ends(d):
 
 @methods
 def test_no_append_in_a_section_is_lost(make_dict, method):
-    """L1, W1: all workers append to one list; one that appends to copies changes nothing."""
+    """L1, W1: all workers append to one list in sections, and no item is lost; appending to a copy,
+    outside a section, changes nothing."""
     d = make_dict(value=object)
     rounds = 150
     d["list"] = []
@@ -342,7 +343,8 @@ def test_no_append_in_a_section_is_lost(make_dict, method):
 
 @methods
 def test_of_racing_workers_one_stores_and_one_takes_each_key(make_dict, method):
-    """W1: several workers call setdefault and pop for the same keys."""
+    """W1: several workers call setdefault() and pop() for the same keys; for each key one of them
+    stores and one of them takes the value."""
     d = make_dict(value=object)
     rounds = 200
 
@@ -361,7 +363,8 @@ def test_of_racing_workers_one_stores_and_one_takes_each_key(make_dict, method):
 
 @methods
 def test_each_item_is_popped_once(make_dict, method):
-    """W1: several workers call popitem until nothing is left."""
+    """W1: several workers call popitem() until the dict is empty; each entry is returned to one of
+    them."""
     d = make_dict(value=object, max_entries=4096)
     expected = {("key", number): "v" * (number % 50) for number in range(2000)}
     d.update(expected)
@@ -377,7 +380,8 @@ def test_each_item_is_popped_once(make_dict, method):
 
 @methods
 def test_exchange_neither_loses_nor_duplicates_a_token(make_dict, method):
-    """W1: each value that was stored comes out of one exchange, or is there at the end."""
+    """W1: each value that was stored is returned by one exchange(), or is in the dict at the
+    end."""
     d = make_dict(value=object)
     rounds = 1000
     d["token"] = "first"
@@ -393,7 +397,8 @@ def test_exchange_neither_loses_nor_duplicates_a_token(make_dict, method):
 
 @methods
 def test_iteration_delivers_stable_entries_exactly_once(make_dict, method):
-    """I1: with keys of every length, while two workers churn and the table resizes."""
+    """I1: entries with keys of every length are delivered once each while two workers insert and
+    delete others, and the table resizes."""
     d = make_dict(key=str, value=str, max_entries=20_000)
     stable_count = 500
     for number in range(stable_count):
@@ -418,7 +423,8 @@ def test_iteration_delivers_stable_entries_exactly_once(make_dict, method):
 
 @methods
 def test_no_count_is_lost(make_dict, method, seed):
-    """W1: several workers call inc, update and subtract for the same words."""
+    """W1: several workers call inc(), update() and subtract() for the same words, and the sums are
+    right."""
     counter = make_dict(SharedCounter)
     words = [f"word {number}" + "d" * (number % 30) for number in range(40)]
 

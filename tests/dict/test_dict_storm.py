@@ -21,7 +21,7 @@ import shmrhash
 SLOTS = 8
 KEYS_PER_SLOT = 12
 SIZE_MAX = 1 << 20
-# Less than all values together need, so that some stores are refused.
+# Smaller than all values together, so that some stores are refused.
 MAX_BYTES = SLOTS * KEYS_PER_SLOT * SIZE_MAX // 24
 START_S = 20.0
 FAILED_EXIT = 3
@@ -35,7 +35,7 @@ DOUBT, DOUBT_VERSION, OPERATIONS, REFUSALS, READS, VERSIONS = range(6)
 
 
 def key_of(number):
-    """Return a short key or a long one, of many lengths: inline or by reference."""
+    """Return a short key, which is stored inline, or a long one, which is stored as an object."""
     return ("k", number) if number % 3 else f"key {number} " + "k" * (number * 7 % 300)
 
 
@@ -45,7 +45,8 @@ def value_of(number, version, size):
 
 
 def version_in(number, value):
-    """Return the version in a value of this key, 0 for None; raise if it was never stored."""
+    """Return the version in a value of this key, 0 for None. Raise if the value was never stored
+    under this key."""
     if value is None:
         return 0
     owner, version, checksum, body = value
@@ -55,7 +56,8 @@ def version_in(number, value):
 
 
 class Worker:
-    """The work of one slot, in a process that may be killed any time; the ledger outlives it."""
+    """The work of one slot, in a process that may be killed at any moment; its ledger outlives
+    it."""
 
     def __init__(self, d, ledger, slot, seed):
         self.d, self.ledger = d, ledger
@@ -80,7 +82,8 @@ class Worker:
             raise AssertionError(f"own key {number} is of version {version}")
 
     def write(self, number, before, after, action):
-        """Run action, which replaces version before by after; note that before and after it."""
+        """Run action, which replaces version `before` by `after`; note before it that the key is in
+        doubt, and after it which version the key has."""
         self.ledger[DOUBT_VERSION] = after
         self.ledger[DOUBT] = number + 1
         try:
@@ -95,7 +98,8 @@ class Worker:
         return value_of(number, version, int(2 ** self.rng.uniform(0, 20)))
 
     def next_version(self):
-        """Return a version above all earlier ones: settling a ledger may have undone the last."""
+        """Return a version above all earlier ones. The ledger's last version plus one may not be:
+        it may have been stored by a killed worker, and undone when the ledger was settled."""
         return time.monotonic_ns() % NEVER
 
     def store(self, number, before):
@@ -134,7 +138,7 @@ class Worker:
 
 
 class Storm:
-    """The workers, which are killed and replaced."""
+    """Workers that are killed and replaced."""
 
     def __init__(self, d, seed):
         self.d, self.seed = d, seed
@@ -154,12 +158,13 @@ class Storm:
         return begun
 
     def wait_at_work(self, slot, begun):
-        """Return when the worker has done something; fail if that takes longer than START_S."""
+        """Return when the worker has completed an operation; fail if that takes longer than
+        START_S."""
         deadline = time.monotonic() + START_S
         while self.ledgers[slot][OPERATIONS] == begun:
             self.expect_alive()
             assert time.monotonic() < deadline, f"worker {slot} performs no operation"
-            time.sleep(0.001)  # a poll, not an assumption
+            time.sleep(0.001)  # the loop polls the worker's count
 
     def expect_alive(self):
         for slot, child in self.children.items():
@@ -174,7 +179,8 @@ class Storm:
             self.settle(slot)
 
     def settle(self, slot):
-        """The key that a killed worker was writing must have its old or its new version."""
+        """Check that the key that a killed worker was writing has its old or its new version, and
+        note which."""
         ledger = self.ledgers[slot]
         if not ledger[DOUBT]:
             return
@@ -247,7 +253,7 @@ def survive_a_storm(d, seed, seconds):
 
 
 def expect_room_for_all(d):
-    """Assert that no room has been lost: as many bytes fit as before."""
+    """Assert that no memory has been lost: the dict can store as many bytes as when it was new."""
     filled = 0
     try:
         while True:
@@ -262,7 +268,7 @@ def expect_room_for_all(d):
 @pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, seed):
-    """C1, C2, R2, L1: the storm lasts some seconds."""
+    """C1, C2, R2, L1: the storm lasts DEFAULT_DURATION_S."""
     d = make_dict(max_entries=1000, max_bytes=MAX_BYTES)
 
     survive_a_storm(d, seed, SHORT_S)

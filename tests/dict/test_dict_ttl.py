@@ -22,17 +22,17 @@ VALUE_TYPES = [(str, int), (str, str), (int, float), (object, object)]
 def wait_past(deadline_ns):
     """Wait until the monotonic clock, which deadlines use, has passed this time."""
     while time.monotonic_ns() <= deadline_ns:
-        time.sleep(0.0005)  # a poll: the loop waits for a time, not for a duration
+        time.sleep(0.0005)  # the loop polls the clock, so a longer sleep is harmless
 
 
 def example(declared, number):
-    """Return a value of that type."""
+    """Return a value of this type."""
     return declared(number) if declared is not object else [number]
 
 
 @pytest.mark.parametrize(("key_type", "value_type"), VALUE_TYPES)
 def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, value_type):
-    """Each operation has an expired entry of its own."""
+    """Each operation meets an expired entry of its own, and treats it as absent."""
     d = make_dict(key=key_type, value=value_type, ttl=SHORT_S, max_entries=64)
     keys = [example(key_type, number) for number in range(20)]
     keys = [tuple(key) if isinstance(key, list) else key for key in keys]
@@ -100,7 +100,7 @@ def test_expire_frees_the_objects_of_all_expired_entries(make_dict):
     for number in range(300):
         d[f"a key of more than 15 bytes, {number}"] = bytes(1000)
     for number in range(300):
-        if number % 3:  # set later, because insertions remove expired entries
+        if number % 3:  # not at once, because insertions remove expired entries
             d.touch(f"a key of more than 15 bytes, {number}", 0.001)
     wait_past(time.monotonic_ns() + 2_000_000)
     assert len(d) == 300
@@ -113,8 +113,8 @@ def test_expire_frees_the_objects_of_all_expired_entries(make_dict):
 
 
 def test_an_entry_lives_exactly_until_its_deadline(make_dict):
-    """An entry expires in the millisecond of its deadline: each answer is compared with the clock
-    before and after it."""
+    """An entry expires in the millisecond of its deadline: each result is compared with the clock
+    before and after the operation."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     for number in range(5):
         begun_ns = time.monotonic_ns()
@@ -230,7 +230,8 @@ def test_a_counter_starts_at_zero_after_expiry(make_dict):
 
 
 def take_expired(gate, d, rounds, prepares):
-    """In each round race to store under a key that has just expired. One of them prepares that."""
+    """Race in each round to store under a key that has just expired; one of the workers prepares
+    the key."""
     won = 0
     for number in range(rounds):
         if prepares:
@@ -245,7 +246,8 @@ def take_expired(gate, d, rounds, prepares):
 
 @pytest.mark.parametrize("method", ["thread", "fork"])
 def test_one_of_several_racing_stores_gets_an_expired_key(make_dict, method):
-    """W1: in each round one of three threads or processes stores, as under an absent key."""
+    """W1: of three threads or processes that store under an expired key at the same time, one
+    succeeds in each round, as if the key were absent."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     rounds = 50
 
@@ -256,7 +258,7 @@ def test_one_of_several_racing_stores_gets_an_expired_key(make_dict, method):
 
 @contextlib.contextmanager
 def locked_until_it_expires(d):
-    """Lock a key that expires soon: on a busy machine not so soon that it is gone before."""
+    """Lock a key that expires soon, but not before it is locked, however busy the machine is."""
     ttl_s = SHORT_S
     while True:
         d.set("k", 1, ttl=ttl_s)
@@ -282,7 +284,8 @@ def locked_until_it_expires(d):
     ids=["setdefault", "store", "add"],
 )
 def test_storing_over_a_locked_expired_entry_waits_until_the_timeout(make_dict, operation):
-    """W1: the entry is absent but keeps its place; setdefault once retried without end."""
+    """W1: an expired entry that a section holds is absent, but keeps its place, so a store waits
+    for the section. (setdefault() once retried without end.)"""
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     with SharedDict.open(d.name, timeout=0.05) as other, locked_until_it_expires(d):
         wait_past(d._deadline_ns("k") if "k" in d else 0)
@@ -293,8 +296,8 @@ def test_storing_over_a_locked_expired_entry_waits_until_the_timeout(make_dict, 
 
 
 def test_a_section_whose_entry_expired_stores_nothing_and_raises(make_dict):
-    """L1: a section whose entry has expired raises KeyGone, because its value would be absent at
-    once."""
+    """L1: a section whose entry has expired raises KeyGone: a value that it stored would be absent
+    at once."""
     d = make_dict(key=str, value=int, ttl=LONG_S)
     d["k"] = 1
 
@@ -312,7 +315,8 @@ def test_a_section_whose_entry_expired_stores_nothing_and_raises(make_dict):
 
 
 def run_alone(function):
-    """Call function in another thread, which has no section of its own; raise what it raises."""
+    """Call the function in another thread, which has no section of its own; raise what it
+    raises."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 
@@ -329,7 +333,8 @@ def test_popitem_of_a_dict_with_only_a_locked_expired_entry_raises_key_error(mak
 
 
 def test_a_dict_with_ttl_is_not_opened_in_another_time_namespace(make_dict, monkeypatch, tmp_path):
-    """The kernel tells the namespace's clock offset; dicts without ttl can be opened anywhere."""
+    """A dict with a ttl is refused in a time namespace whose clock has another offset, which the
+    kernel tells; dicts without a ttl can be opened."""
     offsets = tmp_path / "offsets"
     offsets.write_text("monotonic           0         0\nboottime            0         0\n")
     monkeypatch.setattr(schema, "_TIME_NAMESPACE", str(offsets))
@@ -349,13 +354,14 @@ def test_a_dict_with_ttl_is_not_opened_in_another_time_namespace(make_dict, monk
     offsets.write_text("monotonic           0         0\n")
     with pytest.raises(shmrhash.LayoutMismatch, match="time namespace"):
         SharedDict.open(there.name)
-    offsets.unlink()  # as in a kernel without time namespaces
+    offsets.unlink()  # as on a kernel without time namespaces
     with SharedDict.open(d.name) as opened:
         assert opened["a"] == 1
 
 
 def test_update_with_refuses_none_unless_allowed(make_dict):
-    """A function that changes its argument and returns nothing is a mistake; nothing is stored."""
+    """A function that changes its argument and returns None is a mistake: update_with() refuses to
+    store None unless it is told to."""
     d = make_dict(key=str, value=object)
     d["k"] = [1]
 

@@ -1,4 +1,5 @@
-"""An iterator over a dict reads entries ahead: when it delivers these, and when it looks again."""
+"""An iterator over a dict reads entries ahead; here: when it delivers these, and when it looks them
+up again."""
 
 import random
 
@@ -18,7 +19,8 @@ TYPES = [
 
 @pytest.mark.parametrize(("key", "value", "key_of", "value_of"), TYPES)
 def test_an_iteration_delivers_what_was_stored(make_dict, key, value, key_of, value_of):
-    """I1: keys, values and pairs that are made from what the walk has read, of every such type."""
+    """I1: the keys, values and pairs made from what the walk has read have the declared types, and
+    are those that were stored."""
     d = make_dict(key=key, value=value)
     expected = {key_of(number): value_of(number) for number in range(500)}
     d.update(expected)
@@ -35,7 +37,8 @@ def test_an_iteration_delivers_what_was_stored(make_dict, key, value, key_of, va
 @pytest.mark.parametrize("length", range(18))
 @pytest.mark.parametrize("letter", ["a", "\x7f", "\x80", "é", "☃"])
 def test_a_text_of_any_length_is_the_same_key_again(make_dict, length, letter):
-    """Short ASCII is made without a decoder: the text, its kind and its hash are Python's own."""
+    """The iterator makes short ASCII texts without a decoder; text, kind and hash are the same as
+    those that Python makes."""
     d = make_dict(key=str, value=int)
     text = "k" * (length - 1) + letter if length else ""
     d[text] = 7
@@ -48,8 +51,8 @@ def test_a_text_of_any_length_is_the_same_key_again(make_dict, length, letter):
 
 
 def test_kept_pairs_do_not_change(make_dict):
-    """A pair is used again only if no other code has a reference to it: never inside list(), nor
-    after the caller has kept it."""
+    """The iterator fills a pair again only if no other code has a reference to it: never inside
+    list(), and not after the caller has kept it."""
     d = make_dict(key=str, value=int)
     d.update({f"key{number}": 10**6 + number for number in range(300)})
     kept, copies = [], []
@@ -64,8 +67,8 @@ def test_kept_pairs_do_not_change(make_dict):
 
 
 def test_an_iterator_sees_every_write_of_its_handle(make_dict, seed):
-    """After a write by the same handle the entries that were read ahead are looked up again; some
-    keys are long, and looking these up counts as no write."""
+    """After a write by the same handle, the entries that were read ahead are looked up again. Some
+    keys are long, and looking these up does not count as a write."""
     chooser = random.Random(seed)
     d = make_dict(key=str, value=int)
     names = [f"{number}" * chooser.choice([1, 9]) for number in range(100, 700)]
@@ -89,8 +92,8 @@ def test_an_iterator_sees_every_write_of_its_handle(make_dict, seed):
 
 
 def test_an_iterator_meets_the_writes_of_others_a_chunk_later(make_dict):
-    """I1: another handle's writes to entries that were not read ahead are seen; a key that stays is
-    delivered once."""
+    """I1: writes by another handle are seen in all entries that were not read ahead, which are at
+    most 128; each key is delivered once."""
     d = make_dict(key=int, value=int)
     d.update(dict.fromkeys(range(1000), 0))
     with SharedDict.open(d.name) as other:

@@ -1,4 +1,4 @@
-"""Others that touch a segment's holes: core dumps, and programs that lock their memory (M1).
+"""What else fills the holes of a segment: core dumps, and programs that lock their memory (M1).
 
 Reading or locking a whole mapping makes the kernel fill its holes. The tests run in a small file
 system that only their child sees.
@@ -78,20 +78,20 @@ def flags_of_mappings(inode):
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_segments_are_excluded_from_core_dumps(make_dict, read_only):
-    """M1: every mapping that has holes is marked for the kernel."""
+    """M1: the kernel is told to leave every mapping that has holes out of core dumps."""
     d = make_dict(key=str, value=bytes)
     inode = (creation_jobs.segment_folder() / d.name).stat().st_ino
 
     with SharedDict.open(d.name, value=bytes, read_only=read_only):
         found = [flags for size, flags in flags_of_mappings(inode) if size > 4096]
 
-    # Handles with the same access share a mapping. That of a read-only handle has a writable part.
+    # Handles with the same access share a mapping; a read-only handle's also has a writable part.
     assert len(found) == (3 if read_only else 1)
     assert all("dd" in flags for flags in found)
 
 
 def dump_core(gate, folder):
-    """Return the memory in use before and after a core dump, and whether one was written."""
+    """Return the memory in use before and after a core dump, and whether the core was written."""
     with RHashMap.create("m", key_size=8, value_size=1000, max_entries=1_000_000) as m:
         m.update(bytes(8), bytes(1000))
         m.unlink()
@@ -111,7 +111,8 @@ def dump_core(gate, folder):
 
 
 def test_a_core_dump_takes_no_memory_of_the_tmpfs(in_small, tmp_path):
-    """M1: for a map without a name, which the kernel treats as anonymous memory."""
+    """M1: a core dump fills no holes of a map without a name, which the kernel treats as anonymous
+    memory."""
     if Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "/")):
         pytest.skip("core dumps go elsewhere here")
 
@@ -135,7 +136,7 @@ def use_locked(gate, flags, when, seed):
     empty = taken()
     if when == "between":
         made.close()
-        del made  # without a GIL the mapping stays as long as the object
+        del made  # without a GIL, the mapping lives as long as the object
         lock_memory(flags)
     with SharedDict.open("d", key=int, value=bytes) as d:
         if when == "last":
@@ -191,7 +192,8 @@ def use_locked_without_file(gate, seed):
 
 
 def test_locked_memory_without_a_descriptor_stays_within_max_bytes(in_small, seed):
-    """M1: memory that cannot be released stays charged."""
+    """M1: memory that a process cannot release stays charged to max_bytes, so the dict takes no
+    more than that."""
     most = in_small(use_locked_without_file, seed)
 
     assert LIMIT < most + (1 << 20) < LIMIT + (2 << 20)

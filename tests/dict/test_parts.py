@@ -1,4 +1,4 @@
-"""_parts(): an entry with all its parts, for users that do not know its types."""
+"""_parts(), which returns an entry with all its parts to code that does not know its types."""
 
 import time
 
@@ -12,7 +12,8 @@ ROUNDS_MAX = 20_000
 
 
 def write_pairs(gate, name):
-    """Store values that say how long they have to live; both are stored in one step."""
+    """Store values that contain the time that they have to live; value and deadline are stored in
+    one step."""
     with SharedDict.open(name) as d:
         gate.wait()
         for turn in gate.open_for(ROUNDS_MAX):
@@ -38,7 +39,8 @@ def read_pairs(gate, name):
 
 
 def test_parts_of_an_entry_are_of_one_moment(make_dict, map_name):
-    """R2: key, object and deadline belong together, while another process stores others."""
+    """R2: the key, object and deadline that _parts() returns belong together while another process
+    replaces them."""
     make_dict(key=str, value=str, ttl=STEP_S).set(KEY, "1" * 100, ttl=STEP_S)
 
     seen = run_together("fork", (write_pairs, map_name), (read_pairs, map_name))
@@ -47,7 +49,8 @@ def test_parts_of_an_entry_are_of_one_moment(make_dict, map_name):
 
 
 def test_parts_of_an_entry_are_its_value_deadline_objects_and_lock(map_name):
-    """An absent key has no parts; an expired entry still has them; a section holds its entry."""
+    """_parts() returns None for an absent key, and an expired entry like a live one; the last part
+    is true while a section holds the entry."""
     fields = [Kptr(0), Timer(8), Refcount(16), SpinLock(24), Kptr(32)]
     with RHashMap.create(
         map_name, key_size=4, value_size=48, max_entries=4, fields=fields, max_bytes=1 << 20

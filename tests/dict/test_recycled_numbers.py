@@ -13,7 +13,7 @@ from support.workers import EVERY_CHANCE_S, all_together
 
 from shmrhash import SharedCounter
 
-# Around the numbers that Python has objects for, the digits of an int, and the ends of a word.
+# Around the small numbers that are one object, the limits of an int's digits, and of a word.
 EDGES = [0, 255, 256, 257, 258, 1023, 1024, 1025, 2**15, 2**30, 2**31, 2**60, 2**62]
 NUMBERS = sorted(
     {sign * (edge + step) for edge in EDGES for step in (-1, 0, 1) for sign in (1, -1)}
@@ -22,7 +22,7 @@ NUMBERS = sorted(
 
 @pytest.fixture
 def plain():
-    """A dict of texts of all short lengths, several of each."""
+    """A dict with several texts of each short length."""
     rng = random.Random(17)
     names = {"".join(rng.choices("abc xyz", k=length % 18)) for length in range(180)}
     return {name: 1000 + number for number, name in enumerate(sorted(names))}
@@ -75,8 +75,8 @@ def test_sums_that_are_kept_do_not_change(make_dict):
 
 
 def test_texts_that_are_kept_do_not_change(d, plain):
-    """A returned text does not change while the program keeps it: every text, every third, or only
-    as a key, as part of a pair, or with its hash."""
+    """A returned text does not change while the program keeps it. The program keeps every text,
+    every third, or each only as a key, inside a pair, or with its hash."""
     pairs = list(d.items())
     thirds = [name for turn, name in enumerate(d) if turn % 3 == 0]
     hashes = [(hash(name), number) for name, number in d.items()]

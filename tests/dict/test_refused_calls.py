@@ -1,6 +1,7 @@
-"""System calls that a kernel or a sandbox refuses: another way, or an error that names them (M1).
+"""System calls that a kernel or a sandbox refuses: the library replaces them by others, or raises
+an error that names them (M1).
 
-Each test refuses one call in a child; the parent also checks the map that is left.
+Each test refuses one call in a child; the parent also checks the map that the child leaves.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ def store_for_ever(d):
 
 
 def use_all(gate, name, refused):
-    """Make and use a map and a dict, kill a child in an operation; return what is wrong."""
+    """Make and use a map and a dict, and kill a child inside an operation; return what is wrong."""
     refuse(*refused)
     left = []
     with (
@@ -108,7 +109,8 @@ def taken(name):
 def test_refused_calls_with_an_alternative_are_replaced(
     in_child, map_name, call, asked, gives_back, number
 ):
-    """M1, C1: everything works; only without membarrier memory may stay in use."""
+    """M1, C1: everything works without the refused call; only without membarrier() may memory stay
+    in use that was to be given back."""
     try:
         wrong, wrong_objects, less = in_child(use_all, map_name, (call, asked, number))
 
@@ -145,7 +147,8 @@ def create_refused(gate, name, refused):
 def test_refused_calls_without_an_alternative_are_named_in_the_error(
     in_child, map_name, call, asked, named, number
 ):
-    """M1: no map is made; the error names the refused call, and the kernel version that has it."""
+    """M1: no map is made; the error names the refused call and the version of Linux that introduced
+    it."""
     kind, message, is_os_error = in_child(create_refused, map_name, (call, asked, number))
 
     assert (kind, is_os_error) == ("Unsupported", True)
@@ -167,7 +170,8 @@ def insert_until_refused(gate, m):
 
 
 def test_memory_that_cannot_be_requested_is_not_reported_as_a_full_disk(in_child, make_map):
-    """M1: the error names the calls; stored entries stay."""
+    """M1: if both calls that commit memory are refused, the error names both; stored entries
+    stay."""
     m = make_map(max_entries=1 << 20)
 
     count, kind, message = in_child(insert_until_refused, m)
@@ -180,7 +184,8 @@ def test_memory_that_cannot_be_requested_is_not_reported_as_a_full_disk(in_child
 
 
 def fill_small(gate):
-    """Without MADV_POPULATE_WRITE fill a tmpfs, delete half of the entries, and fill it again."""
+    """Fill a map on a tmpfs without MADV_POPULATE_WRITE, delete half of the entries, and fill it
+    again; return how many entries were inserted each time."""
     refuse("madvise", MADV_POPULATE_WRITE)
     with RHashMap.create("small", key_size=8, value_size=1000, max_entries=1 << 20) as m:
         counts = []
@@ -202,7 +207,8 @@ def fill_small(gate):
 def test_a_full_file_system_without_populate_raises_and_causes_no_signal(
     in_child, tmp_path, monkeypatch
 ):
-    """M1: fallocate() is used instead: SegmentFull, and freed memory can be used again."""
+    """M1: fallocate() commits memory instead of MADV_POPULATE_WRITE: a full file system raises
+    SegmentFull, and freed memory is used again."""
     monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path))
     counts = in_child(creation_jobs.in_private_tmpfs, str(tmp_path), 4 << 20, fill_small)
     if counts == "not permitted":
@@ -221,13 +227,14 @@ def keep_the_memory(gate, d, seed, rounds):
 
 
 def test_max_bytes_holds_where_memory_cannot_be_released(in_child, make_dict, seed):
-    """M1: a block that keeps its memory is not counted as a hole, but charged; check() agrees."""
+    """M1: a block whose memory could not be released is not counted as a hole, but stays charged,
+    and check() agrees."""
     d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     before = taken(d.name)
 
     _, most = in_child(keep_the_memory, d, seed, 3000)
 
-    assert most - before < LIMIT + (1 << 20)  # the rest is not objects
+    assert most - before < LIMIT + (1 << 20)  # up to 1 MiB is not of objects
     assert d.info()["objects"]["bytes_committed"] <= LIMIT
     assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
 
@@ -251,7 +258,8 @@ def recover_refused(gate, d):
 def test_a_killed_process_that_could_not_release_memory_leaves_the_budget_right(
     in_child, make_dict, seed, recoverer_is_refused
 ):
-    """C1, M1: killed at some moment; recovered by a process that can release memory, or cannot."""
+    """C1, M1: a process that cannot release memory is killed at a random moment. The process that
+    recovers its operation can release memory, or cannot."""
     d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     rng = random.Random(seed)
     for turn in range(40):
@@ -276,7 +284,8 @@ def freeze_refused(gate, name, refused):
 
 
 def test_freeze_without_membarrier_does_not_wait_for_living_processes(in_child, make_dict):
-    """The error names membarrier, not an owner, and the map is not frozen."""
+    """freeze() raises an error that names membarrier, and does not blame a lock's owner; the dict
+    is not frozen."""
     d = make_dict(key=int, value=int)
 
     message = in_child(freeze_refused, d.name, ("membarrier", None, errno.EPERM))
@@ -287,7 +296,7 @@ def test_freeze_without_membarrier_does_not_wait_for_living_processes(in_child, 
 
 
 def make_limited(gate, name, limit, size, how):
-    """Create or open a dict where a limit of the process forbids that."""
+    """Create or open a dict in a process with a limit that forbids it; return the error."""
     resource.setrlimit(getattr(resource, limit), (size, size))
     try:
         if how == "open":
@@ -310,7 +319,8 @@ def make_limited(gate, name, limit, size, how):
 def test_the_error_at_a_limit_of_the_process_names_the_limit(
     in_child, map_name, limit, size, option, number
 ):
-    """M1: it is not SegmentFull, since the file system has room. The message has the remedy."""
+    """M1: the error is not SegmentFull, since the file system has room; it names the limit and what
+    to do."""
     kind, message, is_memory_error, found = in_child(make_limited, map_name, limit, size, "create")
 
     assert (kind, is_memory_error, found) == ("LimitReached", True, number)
@@ -322,8 +332,9 @@ def test_the_error_at_a_limit_of_the_process_names_the_limit(
 
 @NO_SANITIZER
 def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, map_name):
-    """M1: the same for an existing map, which other processes can still open."""
-    # No object of it stays: the child would use the mapping that it inherits.
+    """M1: opening a map that does not fit into the process's address space raises LimitReached;
+    other processes can still open the map."""
+    # The handle is dropped, because the child would use the mapping that it inherits.
     SharedDict.create(map_name, key=str, value=bytes).close()
 
     kind, message, _, _ = in_child(make_limited, map_name, "RLIMIT_AS", 4 << 30, "open")

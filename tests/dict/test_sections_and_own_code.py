@@ -1,6 +1,6 @@
-"""A program's own code inside the beginning and the end of a section uses that section (L1, L2).
+"""A program's own code uses a section while the section begins or ends (L1, L2).
 
-The code runs when a value is encoded or decoded, or in another thread at that time.
+The code runs when the section encodes or decodes a value, or in another thread at that time.
 """
 
 import threading
@@ -10,11 +10,11 @@ from support.children import in_child
 
 import shmrhash
 
-ACT = None  # what Acts does when it is pickled, or unpickled
+ACT = None  # what Acts and ActsLater call when they are pickled or unpickled
 
 
 class Acts:
-    """A value that calls ACT when it is pickled. Unpickled it is 7."""
+    """A value that calls ACT when it is pickled. What is unpickled is 7."""
 
     def __reduce__(self):
         ACT()
@@ -36,7 +36,8 @@ def _act_later():
 
 @pytest.fixture
 def act(monkeypatch):
-    """A function that sets ACT; what it raises is kept in its list."""
+    """A function that sets ACT to a function; the types of the errors that the latter raises are
+    appended to act.refused."""
     refused = []
 
     def arm(function):
@@ -58,7 +59,8 @@ def d(make_dict):
 
 
 def expect_free(d, key):
-    """L1: no section holds the key, for this process and others; contexts are at rest."""
+    """Assert that no section holds the key, in this process and in others, and that all contexts
+    are at rest (L1)."""
     with d.locked(key, timeout=0, default=0) as entry:
         entry.value = 100
     in_child(lambda: d.update_with(key, lambda value: value + 1))
@@ -67,7 +69,8 @@ def expect_free(d, key):
 
 
 def test_section_that_its_pickling_rolls_back_stores_nothing(d, act):
-    """L1: the block raises, the value stays, and the context is given back once."""
+    """L1: if pickling the new value rolls the section back, the end of the block raises, the old
+    value stays, and the context is given back once."""
     d[1] = "before"
     with pytest.raises(shmrhash.InvalidArgument, match="ended its section"), d.locked(1) as entry:  # noqa: PT012
         act(entry.roll_back)
@@ -81,8 +84,8 @@ def test_section_that_its_pickling_rolls_back_stores_nothing(d, act):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_pickling_cannot_end_its_section_or_assign_its_value(d, act, number):
-    """L1, L2: a value's pickling gets an error if it ends its section or assigns the value; the
-    value being pickled is stored."""
+    """L1, L2: code that runs while a value is pickled cannot end the section or assign to it; the
+    value that is being pickled is stored."""
     d[1], d[2] = "one", "two"
     block = d.locked_many([1, 2][:number])
     entry = block.__enter__()[0]
@@ -108,7 +111,8 @@ def test_pickling_cannot_end_its_section_or_assign_its_value(d, act, number):
 
 
 def test_pickling_that_deletes_its_key_deletes_it(d, act):
-    """L1: a key that its value's pickling deletes is deleted, as in a block of several keys."""
+    """L1: if pickling a value deletes the section's key, the key is deleted, also in a block of
+    several keys."""
     d[1] = "before"
     with d.locked(1) as entry:
         act(entry.delete)
@@ -132,7 +136,8 @@ def test_pickling_that_closes_the_dict_does_not_stop_its_section(d, act):
 
 @pytest.mark.parametrize("use", ["value", "delete", "roll_back"])
 def test_key_that_a_block_leaves_unchanged_cannot_be_changed_by_pickling(d, act, use):
-    """L2: a change that would come too late to be stored is refused."""
+    """L2: while a block's values are pickled, a key that the block has not changed refuses a
+    change, which would be too late to be stored."""
     d.update({1: "one", 2: "two", 3: "three"})
     with d.locked_many([1, 2, 3]) as (one, two, three):
         if use == "value":
@@ -161,7 +166,8 @@ def test_value_assigned_by_pickling_to_a_key_that_is_to_be_deleted_is_refused(d,
 
 @pytest.mark.parametrize("use", ["exit", "roll_back"])
 def test_thread_that_uses_a_section_while_it_is_pickled_does_no_harm(d, act, use):
-    """L1: of two threads one ends the section. A roll back stops the end, which raises."""
+    """L1: another thread that ends the section while a value is pickled is refused; one that rolls
+    it back makes the first thread's end raise, and nothing is stored."""
     d[1] = "before"
     entry = d.locked(1)
     entry.__enter__()
@@ -191,7 +197,7 @@ def test_thread_that_uses_a_section_while_it_is_pickled_does_no_harm(d, act, use
 
 
 def test_decoding_cannot_enter_the_section_that_decodes(d, act):
-    """L1: the section is entered once."""
+    """L1: while a section is entered and decodes its value, entering it again is refused."""
     d[1] = ActsLater()
     entry = d.locked(1)
     act(entry.__enter__)
@@ -204,7 +210,8 @@ def test_decoding_cannot_enter_the_section_that_decodes(d, act):
 
 
 def test_timeout_that_enters_the_section_leaves_nothing_locked(d):
-    """L1: of two that enter a section, one inside the other, one is refused."""
+    """L1: the timeout's __float__() enters the section that is being entered; the outer of the two
+    is refused, and leaving the section releases the key."""
 
     class Timeout(float):
         def __float__(self):
@@ -224,8 +231,7 @@ def test_timeout_that_enters_the_section_leaves_nothing_locked(d):
 
 
 def test_section_that_was_not_entered_in_time_can_be_entered_later(d):
-    """L1: a section of a dict or a map that was not entered before its timeout can be entered
-    later."""
+    """L1: a section that could not be entered before its timeout can be entered later."""
     d[1] = 5
     inside, leave = threading.Event(), threading.Event()
 
@@ -263,7 +269,8 @@ def test_buffer_of_a_locked_value_cannot_be_resized(make_map):
 
 
 def test_watch_that_decoding_closes_ends_its_loop(d, act):
-    """The loop still delivers the changes that the watch had found before it was closed."""
+    """If decoding a value closes the watch, the loop still delivers the changes that the watch had
+    found before."""
     d[1], d[2] = "one", "two"
     with d.watch([1, 2]) as watch:
         d[1] = ActsLater()

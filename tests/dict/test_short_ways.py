@@ -1,5 +1,5 @@
-"""The short ways of a dict, for keys in the entry and values of one word, find and store the same
-as the general ways."""
+"""The short ways of a dict, for keys inside the entry and values of one word, find and store the
+same as the general ways."""
 
 import functools
 import random
@@ -12,7 +12,7 @@ import shmrhash
 from shmrhash import _typed_maps
 
 TEXT_MAX = 15  # characters of the longest ASCII key that is stored in the entry
-DIGIT = 1 << 30  # of Python's ints: a short way knows those of one digit
+DIGIT = 1 << 30  # the base of the digits of Python's ints; a short way exists for ints of one digit
 EDGES = sorted(
     {
         sign * number + near
@@ -25,11 +25,11 @@ CHARACTERS = [chr(code) for code in range(128)]
 
 
 class Renamed(str):
-    """A subclass of str, which every short way leaves to the general one."""
+    """A subclass of str: every short way leaves its instances to the general way."""
 
 
 class Renumbered(int):
-    """A subclass of int, which every short way leaves to the general one."""
+    """A subclass of int: every short way leaves its instances to the general way."""
 
 
 def texts(rng):
@@ -59,8 +59,8 @@ def checked_by_both_ways(shared, keys, values, slow_key):
 
 
 def test_short_texts_are_one_key_by_every_way(make_dict, seed):
-    """Texts of every length and character are one key by every way; the short ways' loads begin
-    before the characters."""
+    """Texts of every short length and of every kind of character are the same key by every way.
+    (The short ways load whole words, which begin before the characters.)"""
     rng = random.Random(seed)
     keys = sorted(set(texts(rng)))
     shared = make_dict(key=str, value=int, max_entries=1000)

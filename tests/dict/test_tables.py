@@ -1,4 +1,5 @@
-"""Columns of keys and values: a dict's answers to them are those of its operations, one by one."""
+"""Columns of keys and values: an operation on columns has the results of the same operation on one
+entry after another."""
 
 import datetime
 import itertools
@@ -22,7 +23,7 @@ def text(number):
     return f"key {number}" * (1 + number % 40)
 
 
-# (key type, of a number; value type, of a number): each way that columns can go.
+# Key type, key of a number, value type, value of a number: one line for each way to encode columns.
 TYPES = {
     "int to int": (int, int, int, lambda n: n * 3 - 5),
     "int to float": (int, int, float, lambda n: n / 4),
@@ -132,7 +133,7 @@ def test_columns_that_do_not_fit_are_refused_as_single_entries_are(keys, values,
     with SharedDict(key=int, value=int, max_entries=10) as d:
         with pytest.raises(error):
             d.update_many(keys, values)
-        assert len(d) <= 1  # what came before the entry that does not fit
+        assert len(d) <= 1  # the entry before the one that does not fit may be stored
         d.check()
 
 
