@@ -17,12 +17,12 @@ if not all(importlib.util.find_spec(module) for module in ("click", "rich")):
 
 @pytest.fixture(autouse=True)
 def own_directory(monkeypatch):
-    """A directory of segments for this test only, because the command looks at all maps."""
+    """A directory of segments for this test only, because the commands look at all maps."""
     base = os.environ.get("SHMRHASH_DIR", "/dev/shm")
     folder = tempfile.mkdtemp(prefix="shmrhash-cli-", dir=base)
     with monkeypatch.context() as patch:
         patch.setenv("SHMRHASH_DIR", folder)
-        if not SCRIPT.exists():  # the working tree is used, and the package is not installed
+        if not SCRIPT.exists():  # a working tree whose package is not installed
             patch.setenv("PYTHONPATH", str(Path(shmrhash.__file__).parents[1]))
         for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
             patch.delenv(variable, raising=False)
@@ -32,7 +32,8 @@ def own_directory(monkeypatch):
 
 @pytest.fixture
 def make(own_directory):
-    """A function that makes a map with some entries: key i is the text k<i>, its value 10 * i."""
+    """A function that makes a map with some entries: entry i has the key "k<i>" and the value 10 *
+    i."""
     made = []
 
     def make_one(name="hits", entries=3, **geometry):
@@ -58,7 +59,7 @@ def value_of(number, shared_map):
 
 @pytest.fixture
 def hits(make):
-    """A map with the entries k1: 10, k2: 20, k3: 30, to which no process is attached."""
+    """A map with the entries k1: 10, k2: 20 and k3: 30, to which no process is attached."""
     make().close()
     return "hits"
 

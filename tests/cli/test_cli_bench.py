@@ -1,4 +1,4 @@
-"""bench: it measures, and leaves no map behind."""
+"""The command bench measures, and leaves no map behind."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""Our output compared with that of the real bpftool, for a kernel map and a map of equal content.
+"""Our output compared with that of the real bpftool, for a kernel map and for a map of ours with
+the same entries.
 
 bpftool.json holds the output of bpftool and its version, so the tests run on every machine. Where
 bpftool is installed and bpf(2) is allowed, a second run of each test asks bpftool again; `pytest
@@ -20,10 +21,10 @@ from shmrhash.cli import app
 
 BPFTOOL = shutil.which("bpftool", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 RECORD = Path(__file__).with_name("bpftool.json")
-PIN = "/sys/fs/bpf/jobs"  # stands in the record for the path at which the map was pinned
+PIN = "/sys/fs/bpf/jobs"  # in the record, for the path at which the map was pinned
 ENTRIES = 3
 
-# (key_size, value_size): on one line, on two, names on lines of their own, with gaps and breaks.
+# Sizes of keys and values that bpftool shows on one line, on two, and with gaps and line breaks.
 SIZES = [(1, 1), (4, 8), (8, 16), (9, 16), (16, 16), (17, 4), (8, 40)]
 
 
@@ -74,12 +75,13 @@ class AskedBpftool:
         return out
 
     def end(self):
-        """Remove the map."""
+        """Remove the kernel map."""
         Path(self.pin).unlink(missing_ok=True)
 
 
 class RecordedBpftool:
-    """The recorded output of bpftool for the same arguments, word by word and in the same order."""
+    """The recorded output of bpftool. Its calls must have the recorded arguments, in the recorded
+    order."""
 
     def __init__(self, said):
         self.pin = PIN
@@ -97,7 +99,7 @@ class RecordedBpftool:
 
 @pytest.fixture(scope="module")
 def recording(pytestconfig):
-    """The record by test; with --record-bpftool, what bpftool has output in this run."""
+    """The calls of bpftool by test: as recorded, or with --record-bpftool as made in this run."""
     if not pytestconfig.option.record_bpftool:
         yield json.loads(RECORD.read_text())["tests"]
         return
@@ -112,7 +114,7 @@ def recording(pytestconfig):
 
 @pytest.fixture(scope="module")
 def bpf_folder(tmp_path_factory):
-    """A mounted bpffs."""
+    """The folder at which a bpffs is mounted for the tests."""
     folder = tmp_path_factory.mktemp("bpffs")
     assert mounted_bpffs(folder), "it could be mounted when the tests were collected"
     yield folder
@@ -131,7 +133,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def bpftool(request, source, recording):
-    """A function that returns bpftool's output for its arguments: recorded, or of a call now."""
+    """A function that returns bpftool's output for its arguments, from the record or from a real
+    call."""
     test = request.node.name.replace("recorded", "S").replace("asked", "S")
     if source == "asked":
         tool = AskedBpftool(request.getfixturevalue("bpf_folder"))
@@ -180,7 +183,7 @@ def twins(request, bpftool):
 
 
 def same_show(text):
-    """Return the output of show, with replacements where any two maps differ."""
+    """Return the output of show, with placeholders for what differs between any two maps."""
     text = re.sub(r"^\d+: r?hash", "ID: TYPE", text, flags=re.MULTILINE)
     text = re.sub(r"memlock \d+B", "memlock NB", text)
     text = re.sub(r'"id": ?\d+', '"id": ID', text)
@@ -190,7 +193,8 @@ def same_show(text):
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_show_looks_as_bpftools(twins, bpftool, ours, layout):
-    """One map, and the list of all; ids, sizes in memory and the name of the type are our own."""
+    """The output of show, for one map and for all, equals bpftool's, except for ids, sizes in
+    memory and the name of the type."""
     theirs = bpftool(*layout, "map", "show", *twins.pin)
 
     assert same_show(theirs) == same_show(ours(*layout, "map", "show", "name", "jobs"))
@@ -218,7 +222,8 @@ def in_order(dump):
 
 
 def test_dump_looks_as_bpftools(twins, bpftool, ours):
-    """Each map has an order of its own; the text of each entry and the last line are equal."""
+    """The output of dump equals bpftool's, except for the order of the entries, which is each map's
+    own."""
     theirs = bpftool("map", "dump", *twins.pin)
 
     assert in_order(theirs) == in_order(ours("dump", "jobs"))
@@ -270,7 +275,8 @@ def test_getnext_looks_as_bpftools(twins, bpftool, ours, layout):
 
 
 def test_getnext_with_a_key_looks_as_bpftools(twins, bpftool, ours):
-    """From each key to the next, in our order; bpftool is asked in its own order."""
+    """The output of getnext for each key equals bpftool's; each of the two maps is asked in its own
+    order."""
     ways = {}
     for name, ask in (
         ("ours", lambda *key: ours("getnext", "jobs", *key)),

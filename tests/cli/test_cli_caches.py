@@ -11,7 +11,7 @@ from shmrhash import Cache, SharedDict
 
 @pytest.fixture
 def pages(own_directory):
-    """A cache of 3 entries with 3 hits, misses, 5 computed values, and 7 evicted entries."""
+    """A cache with room for 3 entries, after some hits, misses, computations and evictions."""
     cache = Cache("pages", key=int, value=int, max_entries=3)
     for key in range(5):
         cache.set(key, key)
@@ -26,15 +26,15 @@ def pages(own_directory):
 
 @pytest.fixture
 def stats(pages):
-    """The counts that the commands have to show. No command changes them."""
+    """The counts that the commands have to show; checks at the end that no command changed them."""
     before = pages.stats()
     yield before
     assert pages.stats() == before
 
 
 def test_ls_and_info_say_that_it_is_a_cache(pages, stats):
-    """A full cache is shown in good health, because it evicts; ls has no column for caches if there
-    is no cache."""
+    """ls shows a full cache in good health, because a cache evicts; without a cache, ls has no
+    column for caches."""
     ratio = f"{100 * stats.hit_ratio:.1f}%"
     (found,) = run("-j", "ls").json
     heads, row = run("ls").lines
@@ -98,15 +98,16 @@ def test_metrics_of_a_cache_follow_the_rules_of_prometheus(pages, stats):
 
 
 def claimed():
-    """The number of claimed keys, as the command and this process say it."""
+    """Return the number of claimed keys that `ls` shows."""
     (found,) = run("-j", "ls").json
     return found["cache"]["claimed"]
 
 
 def test_keys_that_are_being_computed_are_counted(pages, users):
-    """Nested claims count each; one that ended, or whose owner died and was recovered, does not.
+    """ls counts nested claims, and does not count a claim that ended, or whose dead owner was
+    recovered.
 
-    A section on a value that is there, as update_with() has, is no claim.
+    A section of a present value, such as update_with() has, is no claim.
     """
 
     def seen_inside():
@@ -137,7 +138,7 @@ def test_keys_that_are_being_computed_are_counted(pages, users):
 
 
 def test_top_shows_what_a_cache_did_between_two_frames(pages, users):
-    """The column HITS is of the interval between two frames: in this one every lookup misses,
+    """The column HITS shows the interval between two frames; in this one every lookup misses,
     computes and evicts."""
 
     def compute():

@@ -1,4 +1,4 @@
-"""create, update, delete, freeze: plain and JSON."""
+"""The commands create, update, delete and freeze, with plain output and JSON."""
 
 import os
 
@@ -8,7 +8,7 @@ from shmrhash import RHashMap
 
 
 def test_map_from_create_to_delete():
-    """The commands take the words that users of bpftool write."""
+    """A map is created, changed and deleted by the words that users of bpftool write."""
     folder = os.environ["SHMRHASH_DIR"]
     assert say("create jobs key 4 value 8 entries 100").out == ""
     say(f"create {folder}/other type rhash key 4 value 8 entries 10 name other flags 1")

@@ -1,4 +1,5 @@
-"""check, repair, gc, unlink: dead owners, damaged contents, maps that no process holds."""
+"""The commands check, repair, gc and unlink, on maps with dead owners, with damaged contents, or
+without processes."""
 
 import os
 import signal
@@ -14,7 +15,8 @@ MISSING, DAMAGED = 3, 5
 
 
 def test_dead_owner_is_seen_and_recovered(make, users):
-    """C2: a process is killed while attached; ls, info and check show it, repair recovers it."""
+    """C2: a process is killed while it is attached; ls, info and check show it, and repair recovers
+    it."""
     make().close()
     pid = users.start(RHashMap.open, "hits")
     users.kill(pid)
@@ -38,7 +40,8 @@ def test_dead_owner_is_seen_and_recovered(make, users):
 
 
 def test_writer_killed_inside_an_operation_is_recovered(make, users):
-    """C1: every large value in the map afterwards is one that the writer stored."""
+    """C1: a process is killed while it stores large values; after repair each value in the map is
+    one that it stored."""
     make(value_size=1 << 20, entries=0, max_entries=8).close()
 
     def write():
@@ -63,7 +66,8 @@ def test_writer_killed_inside_an_operation_is_recovered(make, users):
 
 
 def test_ephemeral_map_of_killed_processes_is_listed_and_removed(users, own_directory):
-    """C2: the map of killed processes counts as missing; ls still shows it, and gc removes it."""
+    """C2: an ephemeral map whose processes were all killed has the health "left behind" in ls, and
+    gc removes it."""
 
     def create():
         return RHashMap.create("brief", key_size=8, value_size=8, max_entries=8, ephemeral=True)
@@ -77,7 +81,8 @@ def test_ephemeral_map_of_killed_processes_is_listed_and_removed(users, own_dire
 
 
 def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
-    """A process is stopped inside an update: readers go on, a writer gives up at its timeout."""
+    """While a process is stopped inside an update, its map is in good health; a lookup succeeds,
+    and a deletion fails at its timeout."""
     make(value_size=1 << 20, entries=0, max_entries=2).close()
 
     def write():
@@ -87,7 +92,7 @@ def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
 
     own = None
     pid = users.start_working(write)
-    for _ in range(500):  # until it is stopped inside an operation, where it is most of the time
+    for _ in range(500):  # until the writer is stopped inside an update, where it is mostly
         os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED)
         with RHashMap.open("hits", timeout=0.05) as shared_map:
@@ -96,7 +101,7 @@ def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
             except shmrhash.LockTimeout:
                 break
         os.kill(pid, signal.SIGCONT)
-        time.sleep(0.001)  # so that the next stop finds it elsewhere
+        time.sleep(0.001)  # let the writer get to another place
     else:
         pytest.fail("the writer was never stopped inside an operation")
 
@@ -107,7 +112,8 @@ def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
 
 
 def test_damage_is_found_and_readable_entries_are_saved(make):
-    """H1: check says what is wrong; repair --into copies the entries that can be read."""
+    """H1: check says what is wrong with a damaged map; repair --into copies the entries that can be
+    read."""
     make(entries=200).close()
     size = path_of("hits").stat().st_size
     data = path_of("hits").read_bytes()
@@ -128,7 +134,8 @@ def test_damage_is_found_and_readable_entries_are_saved(make):
 
 
 def test_gc_asks_before_it_removes_maps_that_no_process_uses(make, users, own_directory):
-    """--dry-run only lists them; without a terminal only --yes removes them."""
+    """gc --dry-run only lists the maps that no process uses; without a terminal to ask on, gc
+    removes them only with --yes."""
     make("unused").close()
     make("used").close()
     users.start(RHashMap.open, "used")

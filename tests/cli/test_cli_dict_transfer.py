@@ -112,7 +112,7 @@ def test_arrays_come_back_unchanged(tmp_path):
 
 @need_msgspec
 def test_dataclasses_come_back_unchanged(tmp_path):
-    """Exported dataclasses come back unchanged; lines also show their fields."""
+    """Exported dataclasses come back unchanged; exported lines show their fields, too."""
     entries = {number: Job(f"job {number}", number / 2) for number in range(50)}
     make_dict(entries, key=int, value=Job)
     for ending in ENDINGS:
@@ -125,7 +125,8 @@ def test_dataclasses_come_back_unchanged(tmp_path):
 
 
 def test_exported_lines_of_a_dict_are_readable(tmp_path):
-    """The first line describes the dict; without it the lines can go into an existing dict."""
+    """The first exported line describes the dict; the other lines alone can be imported into an
+    existing dict."""
     make_dict({"a": 7, LONG: 8}, key=str, value=int)
     head, *lines = run("export", "jobs", "-").lines
 
@@ -139,7 +140,8 @@ def test_exported_lines_of_a_dict_are_readable(tmp_path):
 
 
 def test_deadlines_are_kept_in_the_file(tmp_path):
-    """Entries that expire before the import are left out; those without a deadline get none."""
+    """Entries that expire before the import are left out; those without a deadline have none after
+    the import."""
     make_dict({}, key=str, value=object, ttl=HOUR)
     with SharedDict.open("jobs", trust=True) as d:
         d.set("stays", 1, ttl=float("inf"))
@@ -268,7 +270,7 @@ def test_max_bytes_of_an_imported_dict_can_be_given(tmp_path):
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.thorough
 def test_interrupted_import_of_a_dict_can_be_repeated(tmp_path, ending):
-    """C1: an import is killed in the middle; the same command completes it when run again."""
+    """C1: an import is killed in the middle, and the same command, run again, completes it."""
     entries = {f"{number} {LONG}": f"value {number} " * 9 for number in range(70_000)}
     make_dict(entries, key=str, value=str)
     path = tmp_path / f"jobs.{ending}"
@@ -300,7 +302,8 @@ def entries_so_far(name):
 
 @pytest.mark.thorough
 def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
-    """R2, I1: key, value and deadline are of one moment; entries that stay come exactly once."""
+    """R2, I1: a writer changes the dict during the export. The exported key, value and deadline of
+    an entry belong together, and entries that stay are exported once."""
     texts = [letter * size for letter in "abc" for size in (1, 5000, 20_000)]
     make_dict({f"{n} {LONG}": texts[0] for n in range(30)}, key=str, value=str, ttl=HOUR)
 
@@ -332,7 +335,7 @@ def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
 
 
 def old_snapshot(entries):
-    """Build a snapshot in the format of the first version."""
+    """Return a snapshot in the format of the library's first version."""
     head = HEAD.pack(b"SHMRSNP1", 8, 8, 1, 0, 100, 1, len(entries), b"old", 0)[:-4]
     keys, values = b"".join(entries), b"".join(entries.values())
     return b"".join(

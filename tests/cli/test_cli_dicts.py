@@ -32,7 +32,7 @@ class Job:
 
 
 class Trap:
-    """An object that makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self._path = str(path)
@@ -133,11 +133,11 @@ def test_arrays_are_shown_with_their_shapes():
 
 @pytest.mark.thorough
 def test_values_and_keys_are_unpickled_only_if_asked_for(tmp_path):
-    """No command that shows or copies entries unpickles them; only --unpickle does."""
+    """Commands that show or copy entries unpickle none of them, except with --unpickle."""
     trap = tmp_path / "sprung"
     make_dict({"a": Trap(trap)}, key=str, value=object)
     make_dict({}, "keys", key=object, value=int)
-    with SharedDict.open("keys", trust=True) as d:  # any writer may encode as it likes
+    with SharedDict.open("keys", trust=True) as d:  # a key as another program could have encoded it
         core = _core.DictCore(d.handle, (_core.KEY_ENCODED, bytes, bytes), d._schema.value.triple)
         key = b"p" + pickle.dumps(Trap(trap))
         core[key] = 1
@@ -160,7 +160,7 @@ def test_values_and_keys_are_unpickled_only_if_asked_for(tmp_path):
 
 
 def test_a_value_that_cannot_be_unpickled_is_shown_with_the_problem():
-    """A value whose class this command cannot import is shown with the problem."""
+    """A value whose class the command cannot import is shown together with the error."""
     make_dict({"a": Job("x", 1.0)}, key=str, value=object)
 
     assert "ModuleNotFoundError" in lines_of("jobs", "--unpickle")[0]
@@ -170,8 +170,8 @@ def test_a_value_that_cannot_be_unpickled_is_shown_with_the_problem():
 
 @pytest.mark.thorough
 def test_keys_are_written_by_their_type():
-    """The commands lookup and delete take a text, a number, fields, or JSON where a key may be any
-    object."""
+    """The commands lookup and delete take a key as a text, a number, the fields of a struct, or
+    JSON, depending on the dict's type of key."""
     make_dict({"alice": 7, LONG: 8}, "texts", key=str, value=int)
     make_dict({-5: "five"}, "numbers", key=int, value=str)
     make_dict({(1, 2): 3}, "structs", key="<HI", value=int)
@@ -223,8 +223,8 @@ def test_getnext_meets_every_key_of_a_dict():
 
 
 def test_update_stores_through_the_dict():
-    """The command update stores values of the dict's types with its ttl, and obeys flags; the map
-    stays sound."""
+    """The command update stores values of the dict's types with the dict's ttl, and obeys its
+    flags; check() finds the map sound."""
     make_dict({"a": 1}, key=str, value=int, ttl=HOUR)
 
     run("update", "jobs", "key", LONG, "value", "-9")
@@ -287,13 +287,14 @@ def test_expired_entries_are_not_shown(tmp_path):
 
 
 def test_every_view_separates_live_and_expired_entries():
-    """X1: expired entries that still take room are neither hidden nor counted as fill."""
+    """X1: every command shows how many expired entries take room, and does not count them as
+    entries of the map."""
     make_dict({"stays": 1}, key=str, value=int, ttl=math.inf, max_entries=4)
     with SharedDict.open("jobs") as d:
         d.set("one", 2, ttl=HOUR)
         d.set("two", 3, ttl=HOUR)
         for key in ("one", "two"):
-            d.touch(key, 1e-6)  # afterwards no insertion removes them
+            d.touch(key, 1e-6)  # after this no insertion removes them
         while "two" in d:
             pass
 
@@ -357,8 +358,8 @@ def make_fields(name="typed"):
 
 
 def test_special_fields_are_shown(users):
-    """Each special field is shown beside the bytes; an entry locked by another process is shown as
-    locked."""
+    """Each special field is shown beside the bytes of the value; an entry that another process
+    locks is shown as locked."""
     make_fields().close()
 
     def hold():
@@ -412,7 +413,8 @@ def rewrite_schema(name, change):
 )
 @pytest.mark.thorough
 def test_damaged_schema_is_reported_and_bytes_are_shown(change, message):
-    """H1: entries are shown in hex as a last resort; nothing can be stored into such a dict."""
+    """H1: entries of a dict whose schema is damaged are shown in hex; nothing can be stored into
+    it."""
     make_dict({"a": "one", LONG: "two"}, key=str, value=str)
     rewrite_schema("jobs", change)
 
@@ -435,7 +437,7 @@ def replace_everywhere(name, old, new):
         while at < size:
             try:
                 at = file.seek(at, os.SEEK_DATA)
-            except OSError:  # there is only a hole up to the end
+            except OSError:  # from here on, the file is one hole
                 return
             end = file.seek(at, os.SEEK_HOLE)
             file.seek(at)
@@ -445,7 +447,7 @@ def replace_everywhere(name, old, new):
             at = end
 
 
-ODD = 0x4D3C2B1A5F6E7D8C  # a distant deadline, whose bytes occur nowhere else in a segment
+ODD = 0x4D3C2B1A5F6E7D8C  # a deadline in the far future, whose bytes occur once in the segment
 
 
 def test_damaged_deadline_counts_as_expired():
@@ -484,7 +486,7 @@ def test_memory_of_objects_is_shown(users):
         assert found[0]["objects"]["bytes_in_use"] >= 5000
     assert "OBJECTS" in run("ls").out
     assert "OBJECTS" in run("top", "-n", 1).out
-    assert look.view is None  # the child has a view, this process has none
+    assert look.view is None  # only the child has a view
     if importlib.util.find_spec("prometheus_client") is not None:
         figures = run("metrics").lines
         assert 'shmrhash_objects_max_bytes{map="jobs"} 1.048576e+06' in figures
@@ -492,7 +494,7 @@ def test_memory_of_objects_is_shown(users):
 
 
 class Look:
-    """Opens the dict and keeps a view of an entry's value."""
+    """A call of it opens the dict, and keeps a view of an entry's value."""
 
     view = None
 
@@ -511,14 +513,14 @@ def test_maps_without_objects_show_none(make):
 
 
 def test_dict_of_a_killed_process_is_shown_and_repaired(users):
-    """C2: a process is killed while it stores objects; the values are whole before and after
+    """C2: a process is killed while it stores objects; the values are whole, before and after the
     repair."""
     make_dict({}, key=str, value=str, max_bytes=1 << 24)
 
     opened = []
 
     def store():
-        if not opened:  # in the child, the first time
+        if not opened:  # at its first call, in the child
             opened.append(SharedDict.open("jobs"))
         for number in range(20):
             opened[0][f"key {number}"] = f"{number} " * 5000

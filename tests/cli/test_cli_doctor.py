@@ -1,4 +1,5 @@
-"""doctor: it tries each feature, in the file system that is in use."""
+"""The command doctor tries each feature that the library needs, in the file system that is in
+use."""
 
 import json
 import os
@@ -11,7 +12,8 @@ from support.commandline import FOLDER, run
 
 
 def test_doctor_finds_this_machine_suitable(own_directory):
-    """The tests run here, so nothing is bad; doctor's trial leaves no file behind."""
+    """doctor finds no fault with this machine, where the tests run, and its trial leaves no file
+    behind."""
     found = run("-j", "doctor").json
 
     marks = {finding["what"]: finding["mark"] for finding in found}
@@ -47,11 +49,11 @@ def test_doctor_of_a_directory_that_is_no_tmpfs(tmp_path):
     assert "mount -t tmpfs" in run("--dir", tmp_path / "none", "doctor", status=1).out
 
 
-TESTS = Path(__file__).resolve().parents[1]  # contains the package support
+TESTS = Path(__file__).resolve().parents[1]  # the folder with the package `support`
 
 
 def doctor_refused(call, asked, status):
-    """Return doctor's findings where a system call is refused."""
+    """Return what doctor finds where this system call is refused."""
     program = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.refusing import refuse; "
         f"refuse({call!r}, {asked}); import shmrhash.cli; sys.argv[0] = 'shmrhash'; "
@@ -74,8 +76,8 @@ def doctor_refused(call, asked, status):
     ],
 )
 def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, name):
-    """The command doctor tries each feature, whatever the kernel's version: it names a refused
-    call, and does not ask to report it."""
+    """doctor tries each feature, whatever the kernel's version: it names a refused call, and does
+    not ask the user to report a fault."""
     found = doctor_refused(call, asked, status)
 
     (finding,) = (one for one in found if one["what"] == "system call")
@@ -86,11 +88,11 @@ def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, nam
 
 
 def in_mount(options, *words, before=":"):
-    """Return doctor's findings in a private file system."""
+    """Return what doctor finds in a file system that is mounted for it."""
     shell = f"mount --make-rprivate / && mount -t tmpfs -o {options} tmpfs /mnt && {before}"
     command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh"]
     command += [sys.executable, "-m", "shmrhash", "-j", "--dir", "/mnt", "doctor"]
-    # The working directory is not the root: `-m` puts the current folder on sys.path.
+    # `-m` puts the working directory on sys.path, so it must not be that of the sources.
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
     if "permitted" in done.stderr or "denied" in done.stderr:
         pytest.skip("mounting is not permitted here")
@@ -102,7 +104,7 @@ def in_mount(options, *words, before=":"):
     [("never", "note", "remount,huge=advise"), ("advise", "ok", ""), ("always", "note", "advise")],
 )
 def test_doctor_reads_the_huge_page_option_of_the_tmpfs_in_use(huge, mark, change):
-    """The command doctor reads the huge page option of the mount in use, not the one for memory
+    """doctor reads the huge page option of the mount in use, not the kernel's setting for memory
     without a mount."""
     found = in_mount(f"size=64m,huge={huge}")["huge pages"]
 
@@ -119,8 +121,8 @@ def test_doctor_gives_right_advice_for_a_read_only_directory():
 
 
 def test_doctor_never_asks_to_report_a_full_disk():
-    """On a full disk doctor names the missing room instead, also if the map is made and then finds
-    no room."""
+    """On a full disk doctor says that room is missing, also if its map can be made and only a store
+    finds no room; it does not ask the user to report a fault."""
     for room in (0, 40, 80, 120, 160, 200, 240):
         fill = f"head -c {(400 - room) << 10} /dev/zero > /mnt/ballast"
         found = in_mount("size=400k", before=fill)
@@ -139,7 +141,8 @@ def test_doctor_never_asks_to_report_a_full_disk():
     ],
 )
 def test_doctor_compares_the_memory_limit_with_the_room_for_maps(limit, used, mark, change):
-    """A process that fills the maps up to the limit of its control group is killed."""
+    """doctor warns if the maps may grow beyond the memory limit of the control group, because a
+    process that fills them so far is killed."""
     folders = "/sys/fs/cgroup /sys/fs/cgroup/memory"
     group = (
         "mount -t tmpfs tmpfs /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory &&"

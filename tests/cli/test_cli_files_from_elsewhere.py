@@ -1,4 +1,5 @@
-"""Files made by strangers, and folders that strangers may write to."""
+"""Imported files that were made by untrusted people, and exports into folders to which they may
+write."""
 
 import base64
 import importlib.util
@@ -26,7 +27,7 @@ TOKEN = "0123456789abcdef"
 
 
 def snapshot(name, note=None, key_size=8, value_size=8):
-    """Build a snapshot of one entry, with a head as given."""
+    """Return a snapshot of one entry, with this head."""
     magic = b"SHMRSNP1" if note is None else b"SHMRSNP2"
     head = HEAD.pack(magic, key_size, value_size, 1, 0, 10, 0, 1, name.encode()[:200], 0)[:-4]
     data = b"k" * key_size + b"v" * value_size
@@ -58,7 +59,7 @@ FILES = {"snap": snapshot, "ndjson": lines, "npz": arrays}
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 @pytest.mark.parametrize("ending", FILES)
 def test_file_can_name_only_maps_of_the_segment_directory(own_directory, tmp_path, ending, name):
-    """On the command line a name with a slash is a path; in a file it is refused."""
+    """A name with a slash is a path on the command line, and is refused in a file."""
     (tmp_path / "home").mkdir()
     name = name.replace("HOME", f"{tmp_path}/home")
     (tmp_path / f"evil.{ending}").write_bytes(FILES[ending](name))
@@ -108,8 +109,8 @@ def test_limits_that_no_map_can_have_are_refused(tmp_path, max_bytes):
 
 @pytest.mark.parametrize("ending", sorted({"snap", "csv", "npz", "ndjson"}))
 def test_export_follows_no_link_at_its_temporary_name(hits, tmp_path, monkeypatch, ending):
-    """The temporary name of an export cannot be guessed; a link of that name would be refused all
-    the same."""
+    """The temporary name of an export cannot be guessed; and if a link had that name, the export
+    would refuse it."""
     assert f".{ending}" in ENDINGS
     monkeypatch.setattr(newfile.secrets, "token_hex", lambda _size: TOKEN)
     victim = tmp_path / "victim"
@@ -121,7 +122,7 @@ def test_export_follows_no_link_at_its_temporary_name(hits, tmp_path, monkeypatc
     assert not (tmp_path / f"hits.{ending}").exists()
 
     for part in (f"hits.{ending}.part-{pid}" for pid in range(os.getpid(), os.getpid() + 200)):
-        (tmp_path / part).symlink_to(victim)  # as an attacker would prepare for a predictable name
+        (tmp_path / part).symlink_to(victim)  # for an attacker who could guess it
     run("export", "hits", tmp_path / f"hits.{ending}")
     assert victim.read_text() == "as it was"
     assert (tmp_path / f"hits.{ending}").stat().st_size > 0
@@ -132,8 +133,8 @@ def mode_of(path):
 
 
 def test_exported_file_has_the_permissions_of_the_map(make, tmp_path):
-    """A new file gets the map's permissions less the umask, as with cp; an existing file keeps its
-    own permissions."""
+    """A new file gets the map's permissions less the umask, as `cp` does; an existing file keeps
+    its own."""
     make("own").close()
     make("common", mode=0o664).close()
     make("open", mode=0o666).close()
@@ -150,7 +151,8 @@ def test_exported_file_has_the_permissions_of_the_map(make, tmp_path):
 
 
 def test_export_to_a_pipe_writes_into_the_pipe(hits, tmp_path):
-    """A path that is no file, such as a shell's >(...), is not replaced by a file."""
+    """A path that is not a regular file, such as a shell's >(...), is written to and not
+    replaced."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

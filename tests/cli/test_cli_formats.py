@@ -1,4 +1,4 @@
-"""Keys and values as people write and read them; bpftool's words; JSON in bpftool's layout."""
+"""How people read and write keys and values: bpftool's words, and JSON in bpftool's layout."""
 
 import json
 import struct
@@ -140,7 +140,8 @@ def test_u64_needs_a_multiple_of_8_bytes():
 
 
 def test_entry_has_the_line_breaks_of_bpftool():
-    """One line up to 24 bytes; names on their own lines from 17 bytes; a gap after 8, 16 a line."""
+    """An entry of up to 24 bytes is on one line; a key or value of 17 bytes or more begins on a
+    line of its own; a line has 16 bytes, and a gap after 8."""
 
     def layout(key_size, value_size):
         pair = Pair(Raw(key_size), Raw(value_size))

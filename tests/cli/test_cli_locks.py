@@ -1,4 +1,5 @@
-"""locks and unlock: holders and waiters of the primitives of all spaces, and taking a lock away."""
+"""The commands locks, which shows the holders and waiters of the primitives of all spaces, and
+unlock, which takes a lock away."""
 
 import os
 import threading
@@ -91,8 +92,8 @@ def test_locks_shows_the_waiters(space):
 
 
 def test_dead_waiter_is_not_shown(space):
-    """A dead waiter is not shown, and its context shows no wait after another process has taken
-    it."""
+    """A dead waiter is not shown, and another process that takes its context is not shown as
+    waiting."""
     slots = Semaphore(0, "slots", space=space)
     waiter = Partner(lambda parent: parent.say() or slots.acquire())
     waiter.hear()
@@ -121,8 +122,8 @@ def test_locks_of_a_map_are_refused(space, hits):
 
 @pytest.mark.parametrize("kind", [Lock, RLock])
 def test_unlock_takes_a_lock_away_only_by_force(space, kind):
-    """After a forced unlock the next owner is told of the previous owner as of a dead one; the
-    previous owner gets an error when it releases the lock."""
+    """After a forced unlock the next owner is told that the previous one died, and the previous
+    owner gets an error when it releases the lock."""
     lock = kind("gpu0", space=space)
 
     def hold(parent):

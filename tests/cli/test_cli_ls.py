@@ -1,4 +1,5 @@
-"""ls and info: all maps, figures, processes; names by pattern, anonymous dicts in one line."""
+"""The commands ls and info: all maps with figures and processes; names by pattern; anonymous dicts
+in one line."""
 
 import os
 import time
@@ -31,7 +32,8 @@ def test_ls_shows_every_map_and_its_processes(make, users):
 
 
 def test_ls_shows_when_a_map_was_last_used(make):
-    """Attaching, leaving, and every thousandth operation are uses; reading and ls are not."""
+    """A map is used when a process attaches or leaves, and at every thousandth operation that
+    writes; ls itself is no use."""
     shared_map = make("hits")
     (before,) = run("-j", "ls").json
     began = time.time_ns()
@@ -49,7 +51,7 @@ def test_ls_shows_when_a_map_was_last_used(make):
 
 
 def test_ls_shows_maps_in_use_whose_name_was_removed(make, users, own_directory):
-    """The file was removed by hand, and another map has its name: ls shows both maps."""
+    """The file of a map in use is removed by hand, and another map gets the name: ls shows both."""
     make("hits").close()
     old = users.start(RHashMap.open, "hits")
     os.unlink(Path(own_directory, "hits"))
@@ -109,7 +111,7 @@ def test_anonymous_dicts_of_a_process_are_shown_in_one_line(make):
     (line,) = [line for line in listed if line.startswith(prefix)]
     assert line.startswith(f"{prefix}*  (5 dicts)")
     assert f"({os.getpid()})" in line
-    assert line.split("dicts)")[1].split()[0] == "5"  # entries
+    assert line.split("dicts)")[1].split()[0] == "5"  # the number of entries
     assert len(names_of()) == 6
     assert len(run("ls", "--all").lines) == 7
     assert len(run("ls", f"{prefix}*").lines) == 6
@@ -125,7 +127,7 @@ def test_a_single_anonymous_dict_is_shown_by_its_name():
 
 @pytest.mark.parametrize("command", ["stat", "ls", "info", "show", "check", "top", "dump", "watch"])
 def test_no_command_prints_control_characters_of_a_name(make, command):
-    """The name of a map may contain any bytes."""
+    """The name of a map may contain any bytes; no command prints control characters from it."""
     name = "evil\x1b[31m\n\x07\u202e"
     make(name).close()
     words = {
@@ -142,7 +144,8 @@ def test_no_command_prints_control_characters_of_a_name(make, command):
 
 
 def test_info_shows_figures_writers_and_readers(make, users):
-    """Readers hold no process slot."""
+    """info shows the map's figures, and lists processes that only read apart from those that hold a
+    process slot."""
     make(entries=500).close()
     writer = users.start(RHashMap.open, "hits")
     reader = users.start(lambda: RHashMap.open("hits", read_only=True))
@@ -176,7 +179,8 @@ def test_commands_that_show_a_map_do_not_change_it(make):
 
 @pytest.mark.thorough
 def test_unprintable_names_are_escaped(make, own_directory, users):
-    """Names of maps and of processes may contain control sequences of a terminal."""
+    """Names of maps and of processes that contain a terminal's control sequences are shown
+    escaped."""
     make("straße").close()
     make("bad\x1b[2J\n").close()
 

@@ -1,4 +1,4 @@
-"""metrics: all figures in Prometheus' text format."""
+"""The command metrics prints all figures in Prometheus' text format."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""What ls, info, stat, top and metrics say of a near cache, from its segments alone."""
+"""What ls, info, stat, top and metrics say of a near cache, which they read from its segments
+alone."""
 
 import json
 import os
@@ -16,7 +17,7 @@ STALE = 0.5
 
 
 class Scene:
-    """A near cache of this process, whose tracker's steps the test makes."""
+    """A near cache of this process; the test itself takes the steps of the tracker."""
 
     def __init__(self):
         self.source = PlainSource()
@@ -73,7 +74,7 @@ def test_ls_info_and_stat_show_the_tracker_and_the_age_of_values(scene):
 def test_a_dead_tracker_and_a_line_without_lease_are_said(scene, users):
     def track():
         scene.watch()
-        scene.near.get("k")  # claims, as a tracker that was not made by a test has done
+        scene.near.get("k")  # attaches this process, as a real tracker's is
         return scene
 
     scene.take_office()
@@ -91,8 +92,8 @@ def test_a_dead_tracker_and_a_line_without_lease_are_said(scene, users):
 
 
 def test_a_node_of_the_past_is_not_shown_beside_one_of_now(scene):
-    """A server that is started again has another identity; the line of its previous identity
-    disappears."""
+    """A server that is started again has a new identity; once the line of the old identity is long
+    out of use, it is not shown."""
     scene.watch()
     old = scene.near._state.number(b"another")
     scene.tracker.began(old)
@@ -108,7 +109,8 @@ def test_a_node_of_the_past_is_not_shown_beside_one_of_now(scene):
 
 
 def test_a_new_server_replaces_the_old_one_at_once(own_directory, monkeypatch):
-    """If the source asks one server at a time, the age of a replaced server causes no alarm."""
+    """If the source asks only one server at a time, a new server's line replaces the old one's at
+    once, so that the old one's age causes no alarm."""
     monkeypatch.setattr(PlainSource, "one_server", True, raising=False)
     scene = Scene()
     scene.watch()

@@ -1,4 +1,5 @@
-"""Maps that keep the dtypes of their rows: what the commands show, take and write of them."""
+"""Maps that keep the dtypes of their rows: what the commands show of them, and how they read and
+write rows."""
 
 import json
 import subprocess
@@ -23,7 +24,7 @@ RECORD = [("id", "<u4"), ("at", ">f8", (2,)), ("name", "S5")]
 
 @pytest.fixture
 def table(own_directory):
-    """Three rows of several kinds, by a number."""
+    """A map with three rows of several kinds, by a number."""
     rows = np.zeros(3, RECORD)
     rows["id"], rows["name"] = [7, 8, 9], [b"ab", b"c", b""]
     rows["at"] = [[1.5, -2], [np.nan, np.inf], [0, 1e300]]
@@ -117,7 +118,8 @@ def test_rows_come_back_unchanged(table, tmp_path, ending):
 
 
 def test_lines_are_read_as_they_were_written_whatever_the_map_keeps(table, tmp_path):
-    """Into a map of bytes; and bytes, as bpftool writes them or in hex, into one with dtypes."""
+    """Lines with typed rows can be imported into a map of plain bytes; lines with bytes, as bpftool
+    writes them or in hex, into a map with dtypes."""
     run("export", "table", tmp_path / "rows.ndjson")
     run("export", "table", tmp_path / "hex.ndjson", "--raw")
     bare = "".join(json.dumps(entry) + "\n" for entry in run("-j", "dump", "table", "--raw").json)
@@ -157,7 +159,8 @@ DTYPES = st.recursive(
 
 @given(DTYPES, st.data())
 def test_bytes_of_any_dtype_are_shown_and_read_back(kind, data):
-    """Whatever the bytes are: what cannot be read back from what is shown is written in base64."""
+    """Every content of a row is shown, and is read back from JSON unchanged; what JSON could not
+    show exactly is written in base64."""
     dtype = np.dtype(kind)
     row = data.draw(st.binary(min_size=dtype.itemsize, max_size=dtype.itemsize))
     made = row_format(json.loads(json.dumps(dtype_record(dtype))), dtype.itemsize)
@@ -169,7 +172,7 @@ def test_bytes_of_any_dtype_are_shown_and_read_back(kind, data):
 
 
 def plain(thing, dtype):
-    """A row as lists, dicts and what JSON has."""
+    """Return a row made of lists, dicts and the other types of JSON."""
     if dtype.subdtype is not None:
         part, shape = dtype.subdtype
         inner = part if len(shape) == 1 else np.dtype((part, shape[1:]))

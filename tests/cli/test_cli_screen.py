@@ -1,4 +1,4 @@
-"""Tables, figures, JSON and colours: on a terminal and in a pipe."""
+"""Tables, figures, JSON and colours, on a terminal and in a pipe."""
 
 import json
 import re
@@ -21,7 +21,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
 
 
 def test_terminal_has_colours_and_a_pipe_has_none(make, monkeypatch):
-    """NO_COLOR turns the colours off."""
+    """The output has colours on a terminal, unless NO_COLOR is set, and none in a pipe."""
     make("full", entries=2, max_entries=2).close()
     assert "\x1b" not in run("ls").out
 

@@ -1,4 +1,5 @@
-"""show, dump, lookup, getnext: plain and JSON, on maps that other processes use."""
+"""The commands show, dump, lookup and getnext, plain and in JSON, on maps that other processes
+use."""
 
 import pytest
 from support.commandline import STR, run
@@ -20,7 +21,8 @@ def test_show_names_the_attached_processes(hits, users):
 
 
 def test_dump_under_a_writer_has_each_stable_entry_once(make, users):
-    """Another process inserts and deletes other entries during the dump."""
+    """While another process inserts and deletes other entries, dump shows each entry that stays
+    once."""
     shared_map = make(entries=300, max_entries=2000)
     shared_map.close()
 

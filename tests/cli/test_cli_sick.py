@@ -1,4 +1,5 @@
-"""Unusable maps: every command explains the problem in a sentence, with its own exit status."""
+"""Unusable maps: every command explains the problem in a sentence, and each problem has its own
+exit status."""
 
 import os
 import subprocess
@@ -91,7 +92,8 @@ def test_directory_of_segments_that_does_not_exist(own_directory):
 
 
 def setpriv(*options):
-    """Return the command with other privileges than root's; skip where root cannot drop them."""
+    """Return the command with fewer privileges than root has; skip the test where root cannot give
+    them up."""
     try:
         command = ["setpriv", *options, *COMMAND]
         done = subprocess.run([*command, "--version"], cwd=FOLDER, capture_output=True, check=False)
@@ -104,7 +106,7 @@ def setpriv(*options):
 
 @pytest.fixture
 def denied(make):
-    """The command as a user who may not open the map called secret."""
+    """Return the command line of a user who may not open the map called secret."""
     make("secret").close()
     if os.geteuid() != 0:
         os.chmod(path_of("secret"), 0)
@@ -114,7 +116,7 @@ def denied(make):
 
 
 def test_map_that_may_not_be_opened(denied):
-    """Each command names the map; ls counts it, and shows it with --all."""
+    """Each command names the map that may not be opened; ls counts it, and shows it with --all."""
     for words in (ONE_MAP[0], ONE_MAP[5], ONE_MAP[7]):
         result = run(*of("secret", words), status=DENIED, command=denied)
         assert result.err.startswith("Error: segment 'secret'")

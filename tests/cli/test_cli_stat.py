@@ -1,4 +1,4 @@
-"""stat: every bucket is counted; histograms as text and in files."""
+"""The command stat counts every bucket, and draws histograms as text and into files."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The command run by root, on maps of users that root does not trust."""
+"""Commands that root runs on maps of users whom root does not trust."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture
 def theirs(make, own_directory):
-    """A map and a dict of pickles that belong to a stranger."""
+    """A map and a dict of pickles that belong to another user."""
     os.chmod(own_directory, 0o755)
     make("hits").close()
     with SharedDict.create("settings") as d:
@@ -69,7 +69,8 @@ def test_ls_has_no_owner_column_for_own_maps(make):
     ids=lambda words: words[0],
 )
 def test_root_is_refused_the_contents_of_a_strangers_map(theirs, words):
-    """The message names the option that trusts the owner."""
+    """Root is refused the contents of another user's map, and the message names the option that
+    trusts the owner."""
     refused = run(*words, status=DENIED)
     assert f"pass --owner {STRANGER} to trust that user" in refused.err
 
@@ -86,10 +87,11 @@ def test_gc_of_root_lists_and_removes_abandoned_maps_of_strangers(theirs):
 
 
 def test_signal_kills_the_reading_child_and_not_the_command(theirs, monkeypatch):
-    """A child reads the map; a signal that kills the child is reported as damage of the map."""
+    """A child of the command reads the map; if a signal kills the child, the command reports damage
+    of the map."""
 
     def die(name, shared_map):
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler would print a long report
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler prints a long report
         os.kill(os.getpid(), signal.SIGBUS)
 
     monkeypatch.setattr("shmrhash.cli.maps._read_state", die)

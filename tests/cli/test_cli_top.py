@@ -1,4 +1,4 @@
-"""top: in a pipe, as JSON, and on a terminal with a user who presses keys."""
+"""The command top in a pipe, as JSON, and on a terminal whose user presses keys."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from shmrhash import LockTimeout, RHashMap, _segment
 
 
 def counting(name):
-    """Return a function that adds 1000 keys to a map and removes them, each time it is called."""
+    """Return a function that adds 1000 keys to a map and deletes them each time it is called."""
 
     def count():
         if not count.maps:
@@ -28,7 +28,8 @@ def counting(name):
 
 
 def test_top_shows_rates_and_dead_owners(make, users):
-    """A map that grows, and one at rest with a dead owner; rates from the second frame on."""
+    """From the second frame on, top shows the rates of a map that grows, and of one at rest with a
+    dead owner."""
     make("rest").close()
     growing = make("growing", max_entries=1_000_000, entries=0)
     dead = users.start(RHashMap.open, "rest")
@@ -58,7 +59,8 @@ def test_top_shows_rates_and_dead_owners(make, users):
 
 
 def test_top_shows_which_processes_wait(make, users):
-    """Waits per map and per process: one process holds a key, another tries to write it."""
+    """One process holds a key and another tries to write it: top shows the rate of waits for the
+    map and for the second process."""
     make("quiet").close()
     make("busy").close()
     key = b"k1".ljust(8, b"\0")
@@ -150,14 +152,14 @@ def test_top_ends_when_interrupted(make):
 
 
 def readers(shared_map):
-    """Return whether any process has a read-only handle of the map open."""
+    """Return how many processes have a read-only handle of the map open."""
     with open(shared_map.info()["path"], "rb") as file:
         return _segment.holders_of(file.fileno()).readers
 
 
 def test_top_keeps_no_handle_open_between_frames(make):
-    """Between two frames top keeps no handle open, because a handle that reads would hold memory
-    back."""
+    """Between two frames top keeps no handle open, because an open handle of a reader would keep
+    the map from giving memory back."""
     shared_map = make()
     top = start("top", "-d", 30)
     try:
@@ -165,7 +167,7 @@ def test_top_keeps_no_handle_open_between_frames(make):
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while readers(shared_map):
             assert time.monotonic() < deadline
-            time.sleep(0.001)  # a poll, not an assumption
+            time.sleep(0.001)  # the loop polls until the handle is closed
     finally:
         top.kill()
         top.communicate()

@@ -1,4 +1,5 @@
-"""trace and simulate: a program is traced, and other sizes of its cache are simulated."""
+"""The commands trace, which traces the caches of a program, and simulate, which simulates other
+sizes of a traced cache."""
 
 import json
 import os
@@ -13,12 +14,13 @@ from shmrhash import Cache, CacheTrace
 from shmrhash.cli.simulation import CLEAR, DELETE, HIT, MISS, STORE, SimulatedCache, hits
 
 KEYS, LOOKUPS, SIZE = 6000, 30_000, 600
-POINTS_MAX = 1.0  # between what was simulated and what was measured, in percent of the lookups
-LOOP = "the same scan again and again"  # as long as ghosts last, so chance decides
+POINTS_MAX = 1.0  # largest error of a simulated hit ratio, in percent of the lookups
+LOOP = "the same scan again and again"  # of as many keys as there are ghosts, so chance decides
 
 
 def ask_all(keys, size):
-    """Ask a cache for keys, and store absent ones; return the hits in percent."""
+    """Look the keys up in a cache of this size, and store those that are absent; return the hits in
+    percent."""
     with Cache(key=int, value=int, max_entries=size) as cache:
         for key in keys:
             if cache.get(key) is None:
@@ -39,7 +41,7 @@ def trace_of(path, keys, size=SIZE, sample=1.0):
 
 
 def simulated(path, *options):
-    """{size: hits in percent} of `simulate`."""
+    """Run `simulate`; return the hits in percent by size."""
     found = run("-j", "simulate", path, *options).json
     return {each["max_entries"]: 100 * each["hit_ratio"] for each in found["sizes"]}
 
@@ -48,7 +50,8 @@ def simulated(path, *options):
 
 
 def test_simulated_sizes_find_what_caches_of_these_sizes_find(tmp_path, seed):
-    """The simulated hit ratios are right, also for sizes that were not traced."""
+    """The hit ratio that `simulate` finds for a size is that of a real cache of this size, also for
+    sizes that were not traced."""
     keys = zipf(random.Random(seed), KEYS, 0.9, LOOKUPS)
     path = tmp_path / "x"
     measured = {SIZE: trace_of(path, keys)}
@@ -64,8 +67,8 @@ def test_simulated_sizes_find_what_caches_of_these_sizes_find(tmp_path, seed):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", list(streams(0, 10, 100)))
 def test_simulated_streams_find_what_caches_find(tmp_path, seed, name):
-    """The simulated hit ratios are right for scans, loops, keys that come once, and changing
-    frequencies."""
+    """The simulated hit ratios are those of real caches for scans, loops, keys that come once, and
+    changing frequencies."""
     keys = streams(seed, KEYS, 2 * LOOKUPS)[name]
     path = tmp_path / "x"
     measured = {SIZE: trace_of(path, keys), 2000: ask_all(keys, 2000)}
@@ -78,8 +81,9 @@ def test_simulated_streams_find_what_caches_find(tmp_path, seed, name):
 
 
 def test_a_part_of_the_keys_is_like_the_whole(tmp_path, seed):
-    """A sample that was traced, and a part that simulate takes of a long trace. Which keys belong
-    to them is chance, which is the same in each run, because digests are those of the keys."""
+    """The hit ratio simulated from a part of the keys is near that of all keys: from a trace of a
+    sample, and from a part that `simulate` takes of a long trace. Which keys belong to the part
+    depends on their digests, so it is the same in each run."""
     keys = zipf(random.Random(1), 4 * KEYS, 0.8, 2 * LOOKUPS)
     measured = trace_of(tmp_path / "whole", keys, 2000)
     trace_of(tmp_path / "part", keys, 2000, sample=0.3)
@@ -94,8 +98,8 @@ def test_a_part_of_the_keys_is_like_the_whole(tmp_path, seed):
 
 
 def test_the_simulated_cache_obeys_deletions_and_its_size(seed):
-    """Its keys are compared with the set of keys that were stored and not deleted: it has a part of
-    them, and all of them if they fit."""
+    """The simulated cache has no key that was not stored, or was deleted after it was stored, and
+    never more keys than its size. A key that was just stored is there."""
     rng = random.Random(seed)
     cache, stored = SimulatedCache(50), set()
     for _ in range(20_000):
@@ -117,9 +121,9 @@ def test_the_simulated_cache_obeys_deletions_and_its_size(seed):
 
 
 def test_a_simulated_miss_is_filled_as_the_program_would_have():
-    """If a lookup found a value in the traced cache, and finds none in the simulated one, the
-    simulation adds a store that is not in the trace; it adds none for keys that are never stored.
-    """
+    """If the traced cache found a value and the simulated one finds none, the simulation stores
+    one, as the program would have done; it stores none where the program, which missed too, did
+    not."""
     few = [(STORE, 1), (MISS, 1), (DELETE, 1), (MISS, 1), (STORE, 2), (CLEAR, 0), (MISS, 2)]
 
     assert hits(few, 1) == 1

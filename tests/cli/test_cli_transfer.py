@@ -1,4 +1,5 @@
-"""export and import: every format in both directions, under writers, interrupted, damaged, full."""
+"""The commands export and import: every format in both directions, under writers, interrupted, with
+damaged files and full maps."""
 
 import gzip
 import json
@@ -79,7 +80,8 @@ def test_empty_map_comes_back_empty(make, tmp_path, ending):
 
 
 def test_structs_and_text_come_back_from_lines(make, tmp_path):
-    """Several fields in a cell; text with quotes, commas, line ends and letters of all kinds."""
+    """Values of several fields come back from lines, and so do keys that are texts with quotes,
+    commas, line ends and letters of all kinds."""
     shared_map = make(key_size=16, value_size=12, entries=0)
     texts = ['a,b"c', "two\nlines", "naïve 東京"[:9], "", " x ", "key"]
     for number, text in enumerate(texts):
@@ -117,7 +119,8 @@ def test_map_is_exported_and_imported_through_a_pipe(hits):
 
 
 def test_output_of_dump_can_be_imported(hits):
-    """bpftool -j map dump | jq -c '.[]' prints the same lines."""
+    """What dump prints in JSON can be imported, one entry per line, as `bpftool -j map dump | jq -c
+    '.[]'` writes it."""
     lines = "".join(json.dumps(entry) + "\n" for entry in run("-j", "dump", hits).json)
 
     run("import", "-", "copy", *NEW, stdin=lines)
@@ -143,7 +146,8 @@ def test_npz_is_exchanged_with_numpy(make, tmp_path):
 
 @pytest.mark.thorough
 def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
-    """R2: the values are eight equal words; entries that stay come exactly once."""
+    """R2: during writes, no exported value is torn (each is eight equal words), and entries that
+    stay are exported once."""
     shared_map = make(value_size=64, entries=0, max_entries=3000)
     for number in range(1000):
         shared_map[b"stay%04d" % number] = bytes(64)
@@ -195,8 +199,8 @@ def make_big_snapshot(path, entries):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.thorough
 def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
-    """C1: an import is stopped in the middle by Ctrl-C or SIGKILL; the same command completes it
-    when run again."""
+    """C1: an import is stopped in the middle by Ctrl-C or SIGKILL, and the same command, run again,
+    completes it."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 200_000)
     whole = path.read_bytes()
@@ -231,7 +235,7 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
     make_big_snapshot(tmp_path / "big.snap", 300_000)
     path = tmp_path / "big.ndjson"
 
-    for _ in range(20):  # on a busy machine the export may be complete before the signal is sent
+    for _ in range(20):  # again if the export was complete before the signal was sent
         path.write_text("old")
         exporting = start("export", "big", path)
         while len(list(tmp_path.iterdir())) < 3 and exporting.poll() is None:
@@ -261,7 +265,7 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
 )
 @pytest.mark.thorough
 def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
-    """No entry of a chunk whose checksum is wrong is imported."""
+    """An import refuses a snapshot with a damaged chunk, and imports no entry of that chunk."""
     make(entries=300).close()
     path = tmp_path / "hits.snap"
     run("export", "hits", path)
@@ -339,7 +343,8 @@ def test_entries_of_a_full_map_can_be_imported_into_a_larger_one(make, tmp_path)
 
 
 def test_map_created_with_a_restricted_handle_is_exported_and_imported(make, tmp_path):
-    """The flags BPF_F_RDONLY and BPF_F_WRONLY belong to the creator's handle."""
+    """A map created with BPF_F_RDONLY or BPF_F_WRONLY, which restrict only the creator's handle, is
+    exported and imported like any other."""
     for name, flag in (("read", BPF_F_RDONLY), ("write", BPF_F_WRONLY)):
         make(name, entries=0, map_flags=BPF_F_NO_PREALLOC | flag).close()
         run("update", name, "key", "a", "value", 1, *STR)
@@ -362,7 +367,7 @@ def test_progress_is_shown_on_a_terminal_only(make, tmp_path):
 
 @pytest.mark.long
 def test_snapshot_of_a_million_entries_takes_half_a_second(own_directory, tmp_path):
-    """A snapshot is written and read at 2 million entries a second each: the best of five, as
+    """A snapshot is written, and read, at 2 million entries a second: the best of five runs, as
     measured by the command."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 1_000_000)

@@ -1,5 +1,5 @@
-"""watch prints the value of a key, or of every key, after each change. wait ends when a key has the
-value that is waited for."""
+"""The command watch prints the value of a key, or of every key, after each change; the command wait
+ends when a key has the value that it waits for."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from shmrhash import RHashMap, SharedDict
 
 
 def test_watch_prints_each_change(make):
-    """It prints the present value, then a change, the removal, and the return of the key; numbers
-    come with their difference."""
+    """watch prints the present value, then each change, the deletion and the return of the key; for
+    a number also the difference."""
     shared_map = make()
     key = b"k1".ljust(8, b"\0")
     watching = start("watch", "hits", "key", "k1", *STR, "-d", 0.002, "-n", 3)
@@ -52,7 +52,7 @@ def test_watch_ends_when_the_map_is_removed(make):
 
 
 def until_attached(shared_map, processes=2):
-    """Return when the command waits: it then has the map open for writing."""
+    """Return when the command has the map open for writing, that is, when it waits."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while shared_map.info()["processes"] < processes:
         assert time.monotonic() < deadline, "the command does not wait"
@@ -60,7 +60,7 @@ def until_attached(shared_map, processes=2):
 
 
 def test_watch_is_woken_by_a_change_and_does_not_poll(make):
-    """The command reads once an hour by itself, so only a store can wake it in time."""
+    """Here the command looks by itself only once an hour, so only a store can wake it in time."""
     shared_map = make()
     watching = start("watch", "hits", "key", "k1", *STR, "-d", 3600, "-n", 2)
     assert watching.stdout.readline().endswith(b"  10\n")
@@ -149,7 +149,7 @@ def test_watch_without_a_key_prints_every_change_of_a_map(make):
 
 
 def until_watched(shared_map):
-    """Return when a process watches every key: all classes are waited for."""
+    """Return when a process watches every key, that is, waits for all classes."""
     until(lambda: words_of(shared_map)[0] == 2**64 - 1)
 
 
@@ -182,7 +182,8 @@ def test_watch_without_a_key_knows_the_long_keys_of_a_dict():
 
 
 def test_watch_without_a_key_tells_losses(make):
-    """It is stopped while more is changed than the ring holds; then another map gets the name."""
+    """watch tells of lost changes if it is stopped while more keys change than the ring holds, and
+    if another map gets the map's name."""
     shared_map = make()
     key = b"k1".ljust(8, b"\0")
     watching = start("-j", "watch", "hits", *STR)
