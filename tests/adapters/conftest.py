@@ -1,5 +1,5 @@
-"""The tests of the adapters need the libraries that they adapt to: `tox -e suites` installs them,
-and only there they are collected."""
+"""The tests of the adapters are collected only where the adapted libraries are installed, as by
+`tox -e suites`."""
 
 import os
 

@@ -1,5 +1,5 @@
-"""Properties that the tests of the other libraries leave out: several processes, kills, limits,
-deploys."""
+"""Properties of the adapters that the other libraries' own tests leave out: several processes,
+kills, limits, deploys."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ if not settings.configured:
 
 
 class Django:
-    """Django's cache, asked in the way that all adapters are asked here."""
+    """Django's cache, with the methods that all adapters have in these tests."""
 
     def __init__(self, name, **limits):
         options = {limit.upper(): value for limit, value in limits.items()}
@@ -124,7 +124,7 @@ ALL = [*COUNTING, Dogpile, RequestsCache]
 
 
 class Unpicklable:
-    """A value whose class is gone when it is read, as after a deploy."""
+    """A value whose class no longer exists when it is read, as after a deploy."""
 
     def __reduce__(self):
         return vanish, ()
@@ -136,7 +136,8 @@ def vanish():
 
 @pytest.fixture
 def make(map_name):
-    """A function that makes adapters of one cache; at the end check() and unlink()."""
+    """A function that makes adapters of one cache. The test ends with check() and unlink() on the
+    cache."""
 
     def make_one(kind, **limits):
         return kind(map_name, **limits)
@@ -408,7 +409,8 @@ def test_cashews_unlocks_its_own_lock_only(make):
 
 
 def test_requests_cache_serves_another_process(make, map_name):
-    """The site answers the first process, and does not answer any more when the second asks."""
+    """The site answers the first process, and returns an error to the second, which gets the kept
+    page."""
     make(RequestsCache)
 
     def fetch(status):

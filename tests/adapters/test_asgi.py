@@ -1,4 +1,5 @@
-"""The cache of answers for ASGI applications: what is kept, for whom, and how often it is made."""
+"""The cache of answers for ASGI applications: which answers are kept, for which clients, and how
+often they are made."""
 
 import asyncio
 import contextlib
@@ -29,7 +30,7 @@ PATIENCE_S = 60
 
 
 class Site:
-    """An application whose answer a test chooses, and which counts how often it answers."""
+    """An application that gives the answer a test chooses, and counts how often it is asked."""
 
     def __init__(self, name, **options):
         self.name = name
@@ -53,7 +54,7 @@ class Site:
         return httpx.AsyncClient(transport=transport, base_url="http://site")
 
     def ask(self, path="/", method="GET", **headers):
-        """Send one request; the names of its headers have _ for -."""
+        """Send one request; in the names of headers _ stands for -."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
 
         async def ask():
@@ -71,7 +72,7 @@ class Site:
 
 
 def scope_of(path):
-    """The scope of a GET, as httpx asks."""
+    """Return the scope of a GET request, as httpx makes it."""
     return {
         "type": "http",
         "method": "GET",
@@ -106,7 +107,7 @@ def site(make_site):
 
 
 def is_kept(site, **request):
-    """Whether the second of two equal requests is answered from the cache."""
+    """Return whether the second of two equal requests is answered from the cache."""
     before = site.calls
     first, second = site.ask(**request), site.ask(**request)
     assert first.status_code == second.status_code
@@ -174,7 +175,7 @@ def test_an_answer_that_expires_before_its_end_goes_out_and_is_not_kept(site):
     site.make = expire
 
     assert site.ask().content == b"onetwo"
-    assert len(site.shm) <= 1  # it says that the answer is not kept
+    assert len(site.shm) <= 1  # at most a note that the answer is not kept
     assert site.ask().content == b"onetwo"
     assert site.calls == 2
 
@@ -213,8 +214,8 @@ def test_which_requests_pass(make_site, request_):
     site.middleware.app.routes[0].methods.update({"POST"})
 
     assert not is_kept(site, **request_)
-    assert is_kept(site)  # what they got was not kept for others
-    assert not is_kept(site, **request_)  # and they do not get what was kept for others
+    assert is_kept(site)  # their answer was not kept for other requests
+    assert not is_kept(site, **request_)  # and they do not get the kept answer of others
 
 
 @pytest.mark.parametrize("said", ["public, max-age=60", "s-maxage=60"])
@@ -249,7 +250,7 @@ def test_without_a_ttl_only_answers_that_say_so_are_kept(make_site):
 
 
 def test_an_answer_that_could_not_be_kept_may_be_later(site):
-    """After an error, the next complete response is kept, although no request waited for it."""
+    """After an error, the next complete answer is kept, although no request waited for it."""
     site.status = 503
     assert not is_kept(site)
 
@@ -282,7 +283,8 @@ def test_addresses_have_pages_of_their_own(site):
 
 
 def test_a_path_cannot_name_the_page_of_another(site):
-    """A line end in a path does not end a line of the key."""
+    """A line end in a path does not end a line of the key, so that a path cannot contain another
+    request's header."""
     site.headers = {"vary": "accept"}
     first = site.ask("/a", accept="x")
 
@@ -297,8 +299,8 @@ def test_the_key_function_chooses(make_site):
 
 
 def test_vary_is_followed(site):
-    """The cache follows the header Vary, also if the application answers with another Vary
-    later."""
+    """The cache distinguishes requests by the headers that Vary names, also if the application
+    names others later."""
     site.headers = {"vary": "Accept-Language"}
     german, english = site.ask(accept_language="de"), site.ask(accept_language="en")
 
@@ -348,7 +350,8 @@ def test_a_client_that_has_the_page_gets_304(site):
 
 
 def test_a_client_with_an_old_page_does_not_keep_others_from_a_new_one(site):
-    """The application does not see the condition of a request whose answer goes to all requests."""
+    """The application does not see the condition of a request (If-None-Match), because its answer
+    goes to all clients."""
 
     async def conditional(request):
         if "if-none-match" in request.headers:
@@ -373,8 +376,8 @@ def test_head_is_answered_from_the_page_of_get(site):
 
 
 def test_long_answers_go_out_as_they_come(make_site):
-    """The first piece of a long answer arrives before the last is made, and the answer is not
-    kept."""
+    """The first pieces of an answer that is too long to be kept reach the client before the last is
+    made."""
     site = make_site(max_body=1000)
     go_on = None
 
@@ -451,8 +454,8 @@ def test_events_and_slow_streams_are_not_held_back(site, monkeypatch):
 
 
 def test_an_application_that_waits_for_the_end_of_its_client_is_told(make_site):
-    """Before that the application sends nothing, so nobody knows whether its response is one that
-    all requests may get."""
+    """An application that has sent nothing gets the message that its client has disconnected,
+    although other requests may wait for its answer."""
     site = make_site(wait=0.05)
 
     async def wait(scope, receive, send):
@@ -529,7 +532,8 @@ def test_requests_of_one_loop_have_one_computation(site):
 
 
 def test_answers_that_cannot_be_kept_are_made_side_by_side(site):
-    """Requests wait until the first answer turns out to be private, not until it is complete."""
+    """Requests wait only until the first answer turns out to be private, not until it is
+    complete."""
     together, most = 0, 0
 
     async def private(request):
@@ -557,7 +561,8 @@ def test_answers_that_cannot_be_kept_are_made_side_by_side(site):
 
 
 def test_a_client_that_leaves_does_not_take_the_page_from_others(site):
-    """A stream ends when its client disconnects, but others wait for this one."""
+    """A client disconnects while its answer, a stream, is made; the stream continues, because
+    others wait for it."""
     asked = None
 
     async def body():
@@ -647,7 +652,8 @@ def test_fastapi_is_one_line(map_name):
 
 
 def test_workers_of_uvicorn_make_each_page_once_beside_a_kill(map_name):
-    """C2. A worker is killed while it makes a page for which others wait; then one of them does."""
+    """C2. A worker is killed while it makes a page for which others wait; then one of the others
+    makes it."""
     names = (map_name, f"{map_name}.begun", f"{map_name}.workers")
     command = [
         "uvicorn",

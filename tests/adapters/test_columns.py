@@ -1,4 +1,5 @@
-"""Columns and tables of pandas, Polars and Arrow, into a dict and out of it."""
+"""Columns and tables of pandas, Polars and Arrow become entries of a dict, and entries become
+columns."""
 
 import pandas
 import polars

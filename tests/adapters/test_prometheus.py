@@ -32,7 +32,8 @@ DEATHS = 6
 
 @pytest.fixture
 def site(map_name, monkeypatch):
-    """A registry that collects what is counted in a segment; at the end check() and unlink()."""
+    """A registry that collects what is counted in a segment. The test ends with check() and
+    unlink() on the segment."""
     monkeypatch.setattr(values, "ValueClass", prometheus.value_class(map_name))
     registry = CollectorRegistry(support_collectors_without_names=True)
     prometheus.ShmCollector(map_name, registry)
@@ -53,7 +54,8 @@ def gauge(mode, name="g"):
 
 
 def samples(site, name="g"):
-    """{label pid, or "": number} of the samples of a gauge."""
+    """Return the samples of a gauge: a number for each label pid, or for "" if the sample has
+    none."""
     return {
         sample.labels.get("pid", ""): sample.value
         for family in site.collect()
@@ -63,7 +65,7 @@ def samples(site, name="g"):
 
 
 def sets(mode, number):
-    """A child that has set a gauge of this mode, and lives until it is killed."""
+    """Return a child that has set a gauge of this mode, and lives until it is killed."""
     return stays(lambda: gauge(mode).set(number))
 
 
@@ -71,8 +73,8 @@ def sets(mode, number):
 
 
 def test_counts_of_killed_processes_are_exact(site):
-    """C1, W1. All that a child had counted when it was killed is there, once; only the increment
-    in which it was killed may be there or not."""
+    """C1, W1. All that a killed child has counted is collected once. Only of the increment during
+    which it was killed is it unknown whether it counts."""
     counter = Counter("c", "help", ["kind"], registry=None)
 
     def count(parent):
@@ -178,7 +180,8 @@ def test_the_most_recent_of_the_living(site):
 
 
 def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
-    """A segment of metrics does not grow with the number of processes that have ended."""
+    """The segment of the metrics does not grow with the number of processes that have ended: a
+    gauge keeps one number for all of them."""
     for number in range(10):
         in_child(gauge("sum").inc, number)
         in_child(gauge("max", "m").set, number)
@@ -186,13 +189,13 @@ def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
 
     assert samples(site) == {"": 45.0}
     assert samples(site, "m") == {"": 9.0}
-    # One of each dead gauge, those of this process, and the number of moves.
+    # One number of each gauge's dead, three of this process, and the count of moves.
     assert len(store_of(map_name)) == 2 + 3 + 1
 
 
 def test_a_reused_pid_is_another_process(site, map_name):
-    """C3. A new process with the label of an earlier one, as if the kernel had reused its pid,
-    counts as another process."""
+    """C3. A new process with the label of an earlier one, as if the kernel had reused its pid, has
+    numbers of its own."""
 
     def use(parent, number):
         values.ValueClass = prometheus.value_class(map_name, process_identifier=lambda: 7)
@@ -238,8 +241,7 @@ def test_a_forked_child_has_numbers_of_its_own(site):
 
 
 def test_a_forked_child_is_told_from_its_parent_by_more_than_the_label(site, map_name, monkeypatch):
-    """C3. A child counts apart from the process that made the metrics, even if the kernel gives it
-    that process's pid."""
+    """C3. The numbers of a forked child are not its parent's, even if both have the same label."""
     same_label = prometheus.value_class(map_name, process_identifier=lambda: 7)
     monkeypatch.setattr(values, "ValueClass", same_label)
     total = gauge("livesum")
@@ -253,7 +255,7 @@ def test_a_forked_child_is_told_from_its_parent_by_more_than_the_label(site, map
 
 
 class Interrupted:
-    """A dict of metrics; another process collects in the middle of each walk over it."""
+    """A dict of metrics in which another process collects in the middle of each walk."""
 
     def __init__(self, shm, collect):
         self._shm = shm
@@ -266,14 +268,14 @@ class Interrupted:
         found = iter(list(self._shm.items()))
         yield from itertools.islice(found, len(self._shm) // 2)
         in_child(self._collect)
-        for key, _ in found:  # the second half as it is now
+        for key, _ in found:  # the second half as it is after the collection
             if key in self._shm:
                 yield key, self._shm[key]
 
 
 def test_a_number_that_is_moved_during_a_walk_is_collected_once(site, map_name, monkeypatch):
-    """L2. The other process moves the numbers of dead processes when this one has seen half of
-    them."""
+    """L2. When this process has seen half of the numbers, another process moves those of dead
+    processes; each is collected once."""
     names = [f"g{number}" for number in range(20)]
 
     def set_all():
@@ -297,7 +299,8 @@ def test_a_number_that_is_moved_during_a_walk_is_collected_once(site, map_name, 
 
 
 def test_a_collector_that_is_killed_while_it_moves_a_number_loses_none(site, map_name, monkeypatch):
-    """C1, L2. The collector dies after it has looked at both numbers; others collect after it."""
+    """C1, L2. The collector is killed after it has read both numbers and before it has added them;
+    later collections find both."""
     in_child(gauge("sum").set, 3)
 
     def die(*_):
@@ -315,7 +318,7 @@ def test_a_collector_that_is_killed_while_it_moves_a_number_loses_none(site, map
 
 
 class Deadly:
-    """A dict of metrics; a process that deletes from it is killed."""
+    """A dict of metrics that kills the process that deletes from it."""
 
     def __init__(self, shm):
         self._shm = shm
@@ -330,7 +333,8 @@ class Deadly:
 def test_a_collector_that_is_killed_after_it_moved_a_number_moved_it_once(
     site, map_name, monkeypatch
 ):
-    """C1. The number of the dead process is still there, but is no longer collected."""
+    """C1. The collector is killed before it deletes the number that it has moved; later collections
+    do not count that number again."""
     for mode in ("sum", "max"):
         in_child(gauge(mode, mode).set, 3)
     store = prometheus.store_of(map_name)
@@ -397,8 +401,8 @@ def test_a_name_is_needed():
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each", "preload"])
 def test_counts_of_a_gunicorn_are_exact_beside_kills(map_name, preload):
-    """A worker of gunicorn has one request at a time; some are killed in one, and the counts stay
-    exact."""
+    """Workers of gunicorn, which serve one request at a time, are killed during requests, and the
+    counts stay exact."""
     options = ["--bind", "127.0.0.1:PORT", "--workers", str(WORKERS), "--log-level", "critical"]
     application = "support.prometheus_site:application"
     paths = ["/"] * REQUESTS + ["/die"] * DEATHS

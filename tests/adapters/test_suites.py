@@ -12,15 +12,15 @@ from shmrhash import Cache, SegmentMissing, unlink
 
 @pytest.fixture(scope="module")
 def archives():
-    """The folder with the source archives, which tox has fetched."""
+    """The folder with the source archives of the other libraries, which tox has fetched."""
     folder = Path(os.environ["SHMRHASH_SUITES"])
     running.fetch(folder)
     return folder
 
 
 def test_judging_by_name_notices_what_is_wrong():
-    """The judgement by name notices a failure, a skip, an excluded test that passes, and one that
-    no longer exists."""
+    """The judgement by name notices a failed test, a skipped one, an excluded one that passes, and
+    an excluded one that no longer exists."""
     (suite,) = (suite for suite in running.SUITES if suite.name == "django")
     expected = dict.fromkeys(running.exclusions(suite), running.SKIPPED)
     excluded = next(iter(expected))
@@ -35,8 +35,8 @@ def test_judging_by_name_notices_what_is_wrong():
 
 @pytest.mark.parametrize("suite", running.SUITES, ids=lambda suite: suite.name)
 def test_suite_passes_but_for_the_named_tests(suite, archives, tmp_path, map_name):
-    """The tests are judged by name: an excluded test that passes is an error, and so is a test that
-    is skipped and not excluded."""
+    """All tests of the library pass, except those excluded by name. An excluded test that passes is
+    an error, and so is a skipped test that is not excluded."""
     try:
         found, output = running.run(suite, archives, tmp_path, map_name)
         with Cache(map_name, key=str, value=object) as cache:

@@ -1,4 +1,4 @@
-"""examples/web_cache.py, with a real gunicorn."""
+"""The program examples/web_cache.py, with a real gunicorn."""
 
 import subprocess
 import sys

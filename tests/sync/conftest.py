@@ -7,7 +7,7 @@ from shmrhash import Sync
 
 @pytest.fixture
 def space(map_name):
-    """A space; the test ends with check(), close() and unlink() on it."""
+    """A space. The test ends with check(), close() and unlink() on it."""
     made = Sync(map_name)
     yield made
     if not made.closed:

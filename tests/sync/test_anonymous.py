@@ -1,5 +1,5 @@
-"""Primitives without a key: their cells are reused once no process can use them, and never
-before."""
+"""Primitives without a key: their cells are used again once no process can use the primitive, and
+never before that."""
 
 import copy
 import ctypes
@@ -27,7 +27,7 @@ from shmrhash import (
 
 
 def make_each(space):
-    """One primitive of each kind."""
+    """Return one primitive of each kind."""
     return [
         *(kind(space=space) for kind in (Lock, RLock, RWLock, Event, Condition, Once, Leader)),
         *(kind(3, space=space) for kind in (Semaphore, BoundedSemaphore)),
@@ -42,8 +42,8 @@ def cells_of(space):
 
 @pytest.mark.parametrize("count", [2_500, pytest.param(100_000, marks=pytest.mark.thorough)])
 def test_primitives_that_are_made_and_dropped_need_the_room_of_a_few(map_name, count):
-    """Also if a thread holds them: a hold ends with its primitive, or the 4,096 holds that a space
-    can have would not suffice."""
+    """Dropping a primitive frees its cell, and also the hold of a thread that has not released it;
+    otherwise the 4,096 holds that a space can have would be used up."""
     with Sync(map_name, 64) as space:
         for number in range(count):
             kept = Lock(space=space)
@@ -59,7 +59,8 @@ def test_primitives_that_are_made_and_dropped_need_the_room_of_a_few(map_name, c
 
 
 def test_a_cell_that_is_used_again_is_new(space):
-    """Of whatever kind the old primitive was, and in whatever state it was left."""
+    """A primitive in a cell that was used before is like new, whatever the kind and the state of
+    the earlier primitive."""
     for before in range(11):
         for after in range(11):
             made = make_each(space)
@@ -118,7 +119,8 @@ def expect_new(new):
 
 @pytest.mark.parametrize("share", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_what_was_pickled_or_copied_keeps_its_cell(space, share):
-    """A pickle leads to the cell for as long as the space exists."""
+    """A primitive that was pickled keeps its cell as long as the space exists, because the pickle
+    leads to it; a copy keeps it, too."""
     lock = Lock(space=space)
     index = lock._index
     shared = share(lock)
@@ -131,10 +133,11 @@ def test_what_was_pickled_or_copied_keeps_its_cell(space, share):
 
 
 def test_what_a_child_of_fork_has_keeps_its_cell(space):
-    """The parent drops its primitive and makes others, none of which has the child's cell."""
+    """The parent drops its primitive and makes others; none of these gets the cell, which the child
+    still uses."""
     mine_alone = [Lock(space=space)]
     spare = Lock(space=space)
-    del spare  # before the fork: the child's is not the parent's to use
+    del spare  # dropped before the fork, because later the child would have it, too
 
     def hold(parent):
         mine = [Lock(space=space) for _ in range(5)]
@@ -159,7 +162,8 @@ def test_what_a_child_of_fork_has_keeps_its_cell(space):
 
 
 def test_a_fork_that_calls_no_hook_of_python_counts(space):
-    """A C library may fork: the handlers of pthread_atfork run there, too."""
+    """A fork by a C library, which runs no hook of Python, is noticed by the handlers of
+    pthread_atfork."""
     lock = Lock(space=space)
     index = lock._index
     libc = ctypes.CDLL(None)
@@ -173,7 +177,8 @@ def test_a_fork_that_calls_no_hook_of_python_counts(space):
 
 
 def test_the_cells_of_a_process_that_ended_are_used_again(map_name):
-    """The process is killed, with or without locks that it holds, or closes the space."""
+    """The cells of a process are used again after it was killed, with or without locks that it
+    held, or has ended by itself."""
     with Sync(map_name, 4096) as space:
         Lock(space=space)
 
@@ -203,7 +208,8 @@ def test_the_cells_of_a_process_that_ended_are_used_again(map_name):
 
 
 def test_two_processes_that_look_for_spare_cells_share_them(map_name):
-    """Two processes look at once for cells of a dead process: each cell goes to one of the two."""
+    """Two processes look for the cells of a dead process at the same time, and each cell goes to
+    one of them."""
     with Sync(map_name, 4096) as space:
         Event(space=space).set()
 
@@ -235,7 +241,8 @@ def test_two_processes_that_look_for_spare_cells_share_them(map_name):
 
 
 def test_a_closed_space_ends_what_was_in_it(map_name):
-    """Primitives outlive their space's handle, and the space itself."""
+    """A primitive may be dropped after its space's handle was closed, and after the space was
+    removed; no other primitive is disturbed."""
     space = Sync(map_name, 64)
     made = make_each(space)
     space.close()

@@ -1,6 +1,8 @@
-"""Each primitive in each situation in which it cannot work: a clear error, and nothing is lost.
+"""Each primitive in each situation in which it cannot work raises a clear error, and nothing is
+lost.
 
-A primitive's table has a call for each of its public names, so a new method without a row fails.
+A primitive's table has a call for each of its public names, so a new method without a row
+fails.
 """
 
 import asyncio
@@ -35,7 +37,7 @@ from shmrhash import (
 )
 
 CONTEXTS = 4096
-FACTS = {"key", "space", "on_orphan", "undo", "lease", "term"}  # of the object, not of its cell
+FACTS = {"key", "space", "on_orphan", "undo", "lease", "term"}  # of the object: no cell needed
 
 
 def reading(*names):
@@ -47,7 +49,7 @@ def calling(*names):
 
 
 def awaiting(name, *arguments, then=None):
-    """Await a method in a task, and then call another one there."""
+    """Await this method in a task, and then call another one in the same task."""
 
     async def call(it):
         await getattr(it, name)(*arguments)
@@ -110,7 +112,7 @@ LEADER = {
     **awaiting("acquire_async", then="release"),
 }
 
-# name -> (how it is made, what is done with it: in this order it works)
+# How each primitive is made, and calls of all its methods, in an order in which they succeed.
 PRIMITIVES = {
     "Lock": (lambda space, key="it": Lock(key, space=space), LOCK),
     "RLock": (lambda space, key="it": RLock(key, space=space), LOCK),
@@ -141,7 +143,7 @@ each_primitive = pytest.mark.parametrize("name", PRIMITIVES)
 
 
 def outcome(call, *arguments):
-    """What a call raises; None if it returns."""
+    """Return what the call raises, or None if it returns."""
     try:
         call(*arguments)
     except Exception as error:
@@ -184,7 +186,7 @@ def test_all_works_in_an_unlinked_space(map_name, name):
         space.check()
 
 
-# ---- deleting a lock in use, and whatever else could change a cell but its primitive ----
+# ---- deleting a lock in use, and other changes of a cell that no primitive makes ----
 
 KEY, VALUE = bytes(56), bytes(128)
 WRITES = {
@@ -213,7 +215,7 @@ WRITES = {
     "del []": lambda m, key: m.__delitem__(key),
     "[] =": lambda m, key: m.__setitem__(key, VALUE),
 }
-OF_FIELDS = {"expire", "kptr_get", "kptr_xchg", "timer_set"}  # a cell has no special fields
+OF_FIELDS = {"expire", "kptr_get", "kptr_xchg", "timer_set"}  # no cell has such a field
 READS = """
     check close closed contains_many dtypes ephemeral for_each frozen get get_next_key info items
     key_size keys lookup lookup_batch lookup_many map_extra map_flags max_bytes max_entries
@@ -242,7 +244,7 @@ def test_cell_of_a_lock_in_use_cannot_be_deleted_or_changed(space, write):
     assert space.cells() == [("it", "Lock")]
 
 
-# ---- more holders than there can be ----
+# ---- more holders than a space has room for ----
 
 HOLDERS = {
     "Lock": (Lock, "acquire", "release"),
@@ -287,7 +289,7 @@ def test_space_without_room_names_what_helps(map_name):
             Lock("another", space=space)
 
 
-# ---- release by somebody who has nothing ----
+# ---- release by a thread or process that has not taken the primitive ----
 
 HELD = {
     "Lock": ("acquire", ["release"]),
@@ -296,7 +298,7 @@ HELD = {
     "Condition": ("acquire", ["release", "notify", "notify_all", "wait"]),
     "Leader": ("acquire", ["release", "check"]),
 }
-ANY_THREAD_MAY = {"Lock", "RWLock", "Leader"}  # release what another thread of the process took
+ANY_THREAD_MAY = {"Lock", "RWLock", "Leader"}  # release what another thread took
 SITUATIONS = ["nobody has it", "another thread has it", "another process has it", "a parent has it"]
 RELEASES = {
     "nobody has it": "nobody holds it",
@@ -331,7 +333,7 @@ def test_release_by_somebody_who_has_nothing_is_refused(space, name, situation):
 
 
 def refusals(it, take, methods, situation):
-    """What each method tells somebody who has not taken it: as text."""
+    """Return by method the text of the error that a caller gets who has not taken the primitive."""
 
     def look():
         errors = {method: outcome(getattr(it, method)) for method in methods}
@@ -361,7 +363,8 @@ def it_is_free(it, take):
 
 
 def test_permits_are_given_by_whoever_calls_release(space):
-    """As threading's: a semaphore counts permits and not holders; a bounded one has a limit."""
+    """As with threading's, any thread may give a permit to a semaphore, which counts permits and
+    not holders; a bounded one refuses permits beyond its limit."""
     it = BoundedSemaphore(1, "it", space=space)
     error = outcome(it.release)
     assert isinstance(error, ValueError)

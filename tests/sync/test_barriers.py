@@ -1,5 +1,5 @@
-"""Barrier among processes, some of which die. CPython's tests (tests/conformance) compare its other
-behaviour with threading's."""
+"""Barriers whose parties are processes, some of which die. That Barrier otherwise behaves like
+threading's is what CPython's tests check (tests/conformance)."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def until_waiting(barrier, count):
 
 
 def outcome(barrier, timeout=LONG_S):
-    """The place of this party, or "broken"."""
+    """Wait as a party; return its place, or "broken"."""
     try:
         return barrier.wait(timeout)
     except BrokenBarrierError:
@@ -29,7 +29,7 @@ def outcome(barrier, timeout=LONG_S):
 
 
 def waiting_child(barrier):
-    """A child that waits as a party."""
+    """Return a child that waits as a party."""
     before = barrier.n_waiting
     child = Child(outcome, barrier)
     until_waiting(barrier, before + 1)
@@ -37,7 +37,7 @@ def waiting_child(barrier):
 
 
 def together(method, barrier, parties):
-    """The outcomes of this many parties, in order."""
+    """Return the sorted outcomes of this many parties."""
     return sorted(run_together(method, *[(one_outcome, barrier)] * parties))
 
 
@@ -60,8 +60,8 @@ def test_parties_meet_again_and_again(space, method):
 
 
 def test_party_that_dies_while_it_waits_breaks_the_barrier(space):
-    """C2: it breaks for the waiting parties, which find the death out themselves, and for parties
-    that come later."""
+    """C2: the barrier breaks for the parties that wait, which notice the death themselves, and for
+    parties that come later."""
     barrier = Barrier(3, key="b", space=space)
     living, dead = waiting_child(barrier), waiting_child(barrier)
 
@@ -111,7 +111,8 @@ def test_action_that_raises_breaks_the_barrier(space):
 
 
 def test_party_comes_while_the_action_of_the_others_runs(space):
-    """The party belongs to the next generation, and waits until that can begin."""
+    """A party that comes while the action runs belongs to the next generation, and waits until that
+    begins."""
     goes_on = threading.Event()
     barrier = Barrier(2, lambda: goes_on.wait(LONG_S), key="b", space=space)
     places = []
@@ -128,8 +129,8 @@ def test_party_comes_while_the_action_of_the_others_runs(space):
 
 
 def test_waiters_of_a_reset_barrier_learn_it_however_late(space):
-    """A stopped waiter looks only after the barrier was reset and used again, and learns that it
-    has not passed the barrier."""
+    """A waiter is stopped while the barrier is reset and used again; when it continues, it learns
+    that it has not passed the barrier."""
     barrier = Barrier(2, key="b", space=space)
     late = waiting_child(barrier)
     os.kill(late.pid, signal.SIGSTOP)
@@ -156,7 +157,7 @@ def test_arguments_are_checked(space, map_name):
         with pytest.raises(error):
             Barrier(parties, space=space)
     with pytest.raises(TypeError, match=r"name it: Barrier\(2, key='start'\)"):
-        Barrier(2, "start", space=space)  # else it would be one that no other process shares
+        Barrier(2, "start", space=space)  # without a key no other process shares it
     barrier = Barrier(2, key="b", space=space)
     assert Barrier(2, key="b", space=space).parties == 2
     with pytest.raises(InvalidArgument, match="has 2 parties, not 3"):

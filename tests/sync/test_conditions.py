@@ -1,5 +1,5 @@
-"""Condition among processes, some of which die. CPython's tests (tests/conformance) compare its
-other behaviour with threading's."""
+"""Conditions on which processes wait, some of which die. That Condition otherwise behaves like
+threading's is what CPython's tests check (tests/conformance)."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def wait_in_child(condition, timeout=LONG_S):
 
 
 def waiting_child(condition):
-    """A child that waits."""
+    """Return a child that waits on the condition."""
     before = condition._waiting()
     child = Child(wait_in_child, condition)
     until_waiting(condition, before + 1)
@@ -76,7 +76,7 @@ def test_as_many_processes_wake_as_are_notified(space):
 
 
 def test_dead_waiter_takes_no_notification(space):
-    """C2: the notification goes to the next waiter, though the dead one had waited longer."""
+    """C2: the notification goes to the next waiter, although the dead one has waited longer."""
     condition = Condition(key="c", space=space)
     dead, living = waiting_child(condition), waiting_child(condition)
     dead.kill()
@@ -89,7 +89,8 @@ def test_dead_waiter_takes_no_notification(space):
 
 
 def test_waiter_that_dies_after_it_was_notified_passes_the_notification_on(space):
-    """C2: the waiter dies before it has the lock back; the others find that out by themselves."""
+    """C2: a notified waiter dies before it has the lock back; the other waiter notices that itself,
+    and takes the notification."""
     condition = Condition(key="c", space=space)
     first, second = waiting_child(condition), waiting_child(condition)
 
@@ -131,7 +132,7 @@ def test_notification_of_a_wait_whose_timeout_ends_is_not_lost(space):
         ]
         for thread in threads:
             thread.start()
-        # Both wait, or the first one's time is over already.
+        # Either both wait, or the timeout of the first is already over.
         until(lambda: condition._waiting() + len(told) == 2)
         time.sleep(0.001 * delay)
         with condition:

@@ -1,4 +1,5 @@
-"""Condition over a lock of the user's own class does with it what threading.Condition does."""
+"""A Condition over a lock of the user's own class calls the same methods of the lock as
+threading.Condition does."""
 
 import threading
 
@@ -9,14 +10,15 @@ from shmrhash import Condition, Lock, RLock
 
 
 def note(calls, name, arguments=()):
-    """Note a call, unless it is a probe: whether the lock can be taken at once. That is how a
-    condition finds out whether a lock is held of which it knows nothing else."""
+    """Note the call, unless it only tries whether the lock is free. (By such a try a condition
+    finds out whether a lock of an unknown class is held.)"""
     if arguments != (False,):
         calls.append(name)
 
 
 def noting(base, names):
-    """A subclass of a lock whose methods of these names note their calls in the lock's `calls`."""
+    """Return a subclass of a lock whose methods of these names append their calls to the lock's
+    `calls`."""
 
     def override(name):
         def method(self, *arguments):
@@ -29,7 +31,8 @@ def noting(base, names):
 
 
 class Own:
-    """A lock of the user's, over one of threading's, with no more methods than necessary."""
+    """A lock of the user's: one of threading's inside, and no more methods than a Condition
+    needs."""
 
     def __init__(self, calls):
         self.calls = calls
@@ -45,7 +48,8 @@ class Own:
 
 
 class OwnEntered(Own):
-    """This one lets `with` do something else, and swallows an exception."""
+    """A lock of the user's whose __enter__() returns something else, and whose __exit__() swallows
+    an exception."""
 
     def __enter__(self):
         note(self.calls, "__enter__")
@@ -59,7 +63,7 @@ class OwnEntered(Own):
 
 
 class Refusing(RLock):
-    """A lock that cannot be entered."""
+    """A lock whose __enter__() raises."""
 
     def __enter__(self):
         raise PermissionError("closed on Sundays")
@@ -74,7 +78,7 @@ def lock_of(kind, space):
 
 
 def use(condition, calls):
-    """Go through all that a condition does with its lock. Returns what was seen, and the calls
+    """Use the condition in every way in which it uses its lock; return what was seen, and the calls
     that the lock got."""
     seen = []
 

@@ -1,4 +1,4 @@
-"""Greenlets of gevent: they exclude each other, and one that waits does not stop the others.
+"""gevent's greenlets exclude each other, and a greenlet that waits does not stop the others.
 
 Each program runs in a forked child, because a process that has imported gevent uses greenlets to
 its end.
@@ -48,7 +48,7 @@ def run_all(*functions):
 
 
 class Exclusion:
-    """Notes whether two greenlets hold the primitive at once."""
+    """A place that asserts that only one greenlet at a time is in it."""
 
     def __init__(self):
         self.inside = 0
@@ -65,7 +65,7 @@ class Exclusion:
 
 
 class Ticks:
-    """Counts how often another greenlet runs."""
+    """A greenlet that counts how often it runs while others wait."""
 
     def __init__(self):
         import gevent
@@ -76,7 +76,7 @@ class Ticks:
     def run(self):
         import gevent
 
-        while True:  # until end()
+        while True:  # until end() kills the greenlet
             self.count += 1
             gevent.sleep(0)
 
@@ -87,7 +87,7 @@ class Ticks:
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_greenlets_take_turns_in_sections(map_name, patched):
-    """L1: each greenlet sees the value that the one before it stored."""
+    """L1: each greenlet finds the value that the previous one stored, so no addition is lost."""
 
     def program():
         import gevent
@@ -165,13 +165,14 @@ def test_an_rlock_is_a_greenlets_own(space):
 
 
 def held_by_another(space, number):
-    """A child that takes the lock, and keeps it until it is killed."""
+    """Return a child that holds the lock until it is killed."""
     return stays(lambda: list(make_locks(Sync(space.name)))[number].__enter__())
 
 
 @pytest.mark.parametrize("number", range(4), ids=["lock", "rlock", "semaphore", "rwlock"])
 def test_the_others_run_while_a_greenlet_waits_for_another_process(space, number):
-    """When the other process is killed, the greenlet gets the lock."""
+    """While one greenlet waits for a lock of another process, others run; when that process is
+    killed, the greenlet gets the lock."""
 
     def program(parent_pid):
         import gevent
@@ -356,7 +357,8 @@ def test_a_greenlet_waits_for_what_another_stores(map_name):
 
 
 def test_greenlets_compute_a_value_once(map_name):
-    """The other greenlets wait for the one that computes; a circle of computations ends."""
+    """One greenlet computes the value, and the others wait for it; two computations that need each
+    other end."""
 
     def program():
         import gevent
@@ -389,7 +391,7 @@ def test_greenlets_compute_a_value_once(map_name):
 
 
 def test_threads_of_a_program_with_greenlets_exclude_each_other(space):
-    """These threads have no hub, so they sleep as in a program without greenlets."""
+    """Threads without a hub of gevent sleep as they do in a program without greenlets."""
 
     def program():
         import gevent  # noqa: F401
@@ -427,7 +429,7 @@ def test_one_greenlet_of_a_circle_is_told(space):
                 except DeadlockError as error:
                     return str(error)
 
-        opened = Sync.open(space.name)  # so gevent is noticed
+        opened = Sync.open(space.name)  # opened here, after gevent was imported
         a, b = Lock("a", space=opened), RLock("b", space=opened)
         return run_all(lambda: take(a, b), lambda: take(b, a))
 

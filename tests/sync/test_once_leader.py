@@ -1,4 +1,5 @@
-"""Once and Leader: one process runs the function, or leads; if it dies, another one does."""
+"""Once, whose function runs in one process, and Leader, of which one process holds the office; if
+that process dies, another one takes its place."""
 
 import os
 import pickle
@@ -37,7 +38,8 @@ def test_function_runs_once(space, tmp_path, method):
 
 
 def test_next_caller_runs_what_a_dead_one_began(space):
-    """C2: the next caller is told which process died."""
+    """C2: a process dies while it runs the function; the next caller runs it, and is told which
+    process died."""
     told = []
     once = Once("o", space=space, on_orphan=lambda lock, orphan: told.append(orphan.pid))
     child = Partner(lambda parent: once.run(lambda: (parent.say("begun"), parent.wait())))
@@ -102,7 +104,7 @@ def test_terms_grow_with_each_leader(space):
     assert terms == [1, 2, 3]
     assert leader.acquire()
     assert leader.term == 5
-    assert leader.orphan is not None  # the child ended and led
+    assert leader.orphan is not None  # the child ended while it was the leader
     leader.release()
     assert leader.leader is None
     with pytest.raises(Deposed, match="term 5 any more"):
@@ -124,7 +126,7 @@ def test_another_process_leads_if_the_leader_is_killed(space):
 
 
 def lead(parent, leader):
-    """Lead, and check when the parent asks."""
+    """Become the leader; call check() when the parent asks for it, and report the result."""
     leader.acquire()
     parent.say(leader.term)
     parent.wait()
@@ -137,7 +139,8 @@ def lead(parent, leader):
 
 
 def test_leader_that_is_stopped_beyond_its_lease_is_deposed(space):
-    """It learns that when it goes on; the next leader has a higher term, and is told."""
+    """A leader that was stopped beyond its lease learns that it is deposed when it continues; the
+    next leader has a higher term, and is told of the previous one."""
     leader = Leader("l", space=space, lease=0.2)
     with Partner(lead, leader) as child:
         assert child.hear() == 1

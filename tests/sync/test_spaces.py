@@ -1,4 +1,5 @@
-"""Sync: spaces with a name and without one, keys of all types, names of other kinds of segments."""
+"""Spaces with a name and without one, their keys of all types, and names that belong to other kinds
+of segments."""
 
 import pickle
 

@@ -1,4 +1,5 @@
-"""Circles of threads that wait for each other's locks: exactly one of them is told.
+"""Circles of threads that wait for each other's locks: exactly one of them gets a
+DeadlockError.
 
 A member is a process that takes one lock, waits until all have done that, and then takes another
 one. DeadlockError comes after 0.2 s; a test waits for what must happen, not for the time.
@@ -18,14 +19,14 @@ from support.waiting import LONG_S, until
 
 from shmrhash import Barrier, DeadlockError, Lock, RLock, RWLock, Semaphore, _core, locks
 
-ALARM_S = 0.6  # an alarm that is to come has come, on an idle machine
-STEADY_S = 1.5  # more than one look of each waiter (0.2 s, then each second)
+ALARM_S = 0.6  # on an idle machine, an expected DeadlockError comes earlier
+STEADY_S = 1.5  # in this time each waiter looks for a circle twice (after 0.2 s, then each second)
 SLICE_S = 0.002
 ROUNDS_MAX = 50
 
 
 def take(how, lock, timeout=-1):
-    """Take a lock: "lock", or as a "reader" or "writer"."""
+    """Take a lock; how is "lock", or "reader" or "writer" for an RWLock."""
     acquire = {"lock": "acquire", "reader": "acquire_read", "writer": "acquire_write"}[how]
     return getattr(lock, acquire)(True, timeout)
 
@@ -36,8 +37,8 @@ def give(how, lock):
 
 
 def member(parent, has, wants, timeout=-1):
-    """Take one lock, wait for another, and release both. has, wants: (how, lock). Returns the
-    result of the wait: True, False, or the error's text."""
+    """Take one lock, wait for another, and release both; has and wants are pairs (how, lock).
+    Return the result of the wait: True, False, or the text of the error."""
     take(*has)
     parent.say()
     parent.wait()
@@ -52,7 +53,8 @@ def member(parent, has, wants, timeout=-1):
 
 
 def play(*members):
-    """Start the members, let all take their first lock, and then let them wait, in this order."""
+    """Start the members, let all take their first lock, and then let them wait in this order;
+    return them."""
     partners = [Partner(member, *arguments) for arguments in members]
     for partner in partners:
         partner.hear()
@@ -78,7 +80,8 @@ def watched(space):
 
 
 def ring(kinds, space):
-    """Locks of these kinds, in a ring: each member has one and wants the next."""
+    """Return members in a ring, with locks of these kinds: each has one and wants that of the
+    next."""
     made = [kind(f"lock{at}", space=space) for at, kind in enumerate(kinds)]
     return [(("lock", lock), ("lock", made[(at + 1) % len(made)])) for at, lock in enumerate(made)]
 
@@ -126,7 +129,7 @@ def test_circle_of_threads_of_one_process_is_found(space):
     [("writer", "writer"), ("writer", "reader"), ("reader", "writer")],
 )
 def test_circle_over_an_rwlock_is_found(space, first, second):
-    """first: how the RWLock is held; second: how it is wanted."""
+    """A circle of two with an RWLock that is held in the first way and wanted in the second."""
     table, lock = RWLock("table", space=space), Lock("lock", space=space)
     one, two = play(
         ((first, table), ("lock", lock)),
@@ -138,7 +141,8 @@ def test_circle_over_an_rwlock_is_found(space, first, second):
 
 
 def test_reader_that_a_waiting_writer_keeps_out_is_told_of_the_circle(space):
-    """A reader wants to read once more; a writer waits for this reader, and keeps it out."""
+    """A reader wants to read a second time, and has to wait because a writer waits; the writer
+    waits for this reader."""
     table = RWLock("table", space=space)
     for _ in range(ROUNDS_MAX):
         reader = Partner(member, ("reader", table), ("reader", table))
@@ -150,7 +154,7 @@ def test_reader_that_a_waiting_writer_keeps_out_is_told_of_the_circle(space):
         assert writer.result() is True
         if outcome is not True:
             break
-        # The writer did not get to run in time to renew its reservation, which let the reader in.
+        # The writer could not renew its reservation in time, so the reader was let in. Try again.
 
     assert "a circle of 2" in outcome
 
@@ -164,7 +168,8 @@ def test_thread_that_reads_and_would_write_is_told(space):
 
 
 def test_process_with_several_readers_is_no_part_of_a_circle(space):
-    """The segment does not say which thread of a process reads, so the wait ends by its timeout."""
+    """The segment does not say which thread of a process reads, so nobody is told of this circle; a
+    timeout ends it."""
     table, lock = RWLock("table", space=space), Lock("lock", space=space)
 
     def two_readers(parent):
@@ -187,7 +192,7 @@ def test_process_with_several_readers_is_no_part_of_a_circle(space):
 
 
 def test_chain_is_no_circle(space):
-    """Each thread waits for the next one, and the last one works for a while."""
+    """Each thread waits for the next one, and the last one holds its lock for a while."""
     end = Lock("end", space=space)
     a, b = Lock("a", space=space), Lock("b", space=space)
     with end:
@@ -198,7 +203,8 @@ def test_chain_is_no_circle(space):
 
 
 def test_waits_beside_a_circle_are_told_nothing(space):
-    """Two wait in a circle, and a third waits for a lock of the circle: it goes on when they do."""
+    """Two members wait in a circle, and a third waits for a lock of the circle; the third gets its
+    lock after the circle is resolved."""
     one, two = ring([Lock, Lock], space)
     third = (("lock", Lock("third", space=space)), one[1])
     partners = play(one, two, third)
@@ -208,7 +214,7 @@ def test_waits_beside_a_circle_are_told_nothing(space):
 
 
 def test_circle_that_ends_by_a_timeout_is_no_deadlock(space):
-    """One member gives up before any is told; the other one takes the lock."""
+    """One member gives up before the circle is found, and the other one gets the lock."""
     one, two = ring([Lock, Lock], space)
     partners = play((*one, 0.1), two)
 
@@ -216,7 +222,7 @@ def test_circle_that_ends_by_a_timeout_is_no_deadlock(space):
 
 
 def test_wait_with_a_timeout_is_a_link_but_is_not_told(space):
-    """The member without a timeout is told, though the other one waited last."""
+    """The member without a timeout is told, although the other one began to wait later."""
     one, two = ring([Lock, Lock], space)
     partners = play(one, (*two, LONG_S))
     outcomes = [partner.result() for partner in partners]
@@ -233,7 +239,7 @@ def test_circle_of_waits_with_timeouts_ends_by_them(space):
 
 
 def test_lock_without_check_is_no_part_of_a_circle(space):
-    """Any thread may release such a lock, and here another thread does."""
+    """Any thread may release a lock with check=False, and here another thread does."""
     a, b = Lock("a", space=space), Lock("b", space=space, check=False)
 
     def released_by_another(parent):
@@ -299,7 +305,7 @@ def test_wait_for_a_permit_is_no_link(space):
 
 
 async def take_in_task(how, lock, timeout=None):
-    """take() for a task."""
+    """Take a lock in a task, as take() does in a thread."""
     acquire = {
         "lock": "acquire_async",
         "reader": "acquire_read_async",
@@ -317,8 +323,8 @@ WAYS = pytest.mark.parametrize("how", ["lock", "reader", "writer"])
 
 @WAYS
 def test_task_that_waits_is_no_link(space, how):
-    """The thread of a waiting task goes on, and so do its other tasks: they may release the lock
-    for which another process waits, so that process is told nothing."""
+    """The thread of a waiting task runs on, and so do its other tasks, which may release the lock
+    for which another process waits; so that process is told nothing."""
     mine, other = lock_of(how, space), Lock("other", space=space)
     behind = "writer" if how == "reader" else how
     partner = Partner(member, ("lock", other), (behind, mine))
@@ -337,7 +343,8 @@ def test_task_that_waits_is_no_link(space, how):
 
 @pytest.mark.parametrize("how", ["reader", "writer"])
 def test_thread_that_waits_keeps_its_tasks_from_releasing(space, how):
-    """A task holds a lock, and then its thread waits: a circle, since the task cannot go on."""
+    """A task holds a lock, and then its whole thread waits; that is a circle, because the task
+    cannot continue."""
     mine, other = lock_of(how, space), Lock("other", space=space)
     partner = Partner(member, ("lock", other), ("writer", mine))
     partner.hear()
@@ -355,8 +362,8 @@ def test_thread_that_waits_keeps_its_tasks_from_releasing(space, how):
 
 
 def take_in_order(made, start, seed, rounds):
-    """Take random locks in the order of their numbers, and release them. Returns how often this
-    thread waited for longer than a slice."""
+    """Take some random locks in the order of their numbers, and release them, again and again;
+    return how often this thread waited for longer than a slice."""
     _core.set_circle_patience(0)
     rng = random.Random(seed)
     waits = 0
@@ -375,7 +382,8 @@ def take_in_order(made, start, seed, rounds):
 
 @pytest.mark.parametrize("rounds", [400, pytest.param(10_000, marks=pytest.mark.thorough)])
 def test_locks_taken_in_one_order_raise_no_deadlock_error(space, seed, rounds):
-    """No circle is possible. Waiters look for one at the end of each slice."""
+    """Waiters look for a circle at the end of each slice, and find none, because all take their
+    locks in the same order."""
     made = [kind(at, space=space) for at, kind in enumerate((Lock, RLock) * 2)]
     start = Barrier(4, key="start", space=space)
     children = [

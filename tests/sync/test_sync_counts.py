@@ -19,7 +19,7 @@ UNDO = pytest.mark.parametrize("undo", [True, False], ids=["undo", "counter"])
 
 
 def sleeps(primitive):
-    """Whether a thread sleeps on the bell, or is about to."""
+    """Return whether a thread sleeps on the primitive's bell, or is about to."""
     return primitive.space._cells.words(primitive._index)["bell"] & 1
 
 
@@ -115,11 +115,11 @@ def test_permits_of_a_counter_do_not_come_back(space):
 
 
 def test_process_gives_back_only_what_it_has(space):
-    """A process that has no permit adds one by release(); the death of a process gives back exactly
+    """release() in a process without a permit adds one; the death of a process gives back exactly
     the permits that it took."""
     semaphore = Semaphore(2, "s", space=space)
     child = stays(semaphore.acquire)
-    semaphore.release()  # this process has none: a new one
+    semaphore.release()  # this process has no permit, so this adds one
     assert semaphore.get_value() == 2
     child.kill()
     until(lambda: semaphore.space.check() and semaphore.get_value() == 3)
@@ -150,8 +150,8 @@ def test_pickle_of_a_semaphore_is_the_semaphore(space):
 
 
 def take_and_give(gate, semaphore, inside, rounds):
-    """Take a permit, and count the processes that have one at the same time, by the value of a
-    second semaphore."""
+    """Take a permit in each round, and return how many processes had one at the same time, which a
+    second semaphore counts."""
     gate.wait()
     most = 0
     for _ in range(rounds):
@@ -225,7 +225,7 @@ def test_event_wakes_all_waiters(space, clears):
     thread = threading.Thread(target=lambda: threads.append(event.wait()))
     thread.start()
     until(lambda: sleeps(event))
-    time.sleep(0.1)  # so that most of them sleep
+    time.sleep(0.1)  # most of the waiters sleep by now
     event.set()
     if clears:
         event.clear()
@@ -241,7 +241,7 @@ def test_event_that_is_cleared_at_once_has_come_for_a_sleeper(space):
     waiter = Partner(lambda parent: parent.say() or event.wait())
     waiter.hear()
     until(lambda: sleeps(event))
-    time.sleep(0.05)  # until it has read the generation and sleeps
+    time.sleep(0.05)  # it has read the generation by now, and sleeps
     event.set()
     event.clear()
 

@@ -1,5 +1,5 @@
-"""Lock and RLock behave as threading's among threads and processes, also if the holder dies, forks
-or is stopped."""
+"""Lock and RLock behave as threading's among threads and processes, also if their holder dies,
+forks or is stopped."""
 
 import os
 import pickle
@@ -245,7 +245,7 @@ def count_under(gate, lock, shared, rounds):
 @pytest.mark.parametrize("method", METHODS)
 @KINDS
 def test_no_two_are_inside_at_once(space, kind, method):
-    """A counter that is read and written under the lock loses nothing."""
+    """No addition to a counter is lost if it is read and written while the lock is held."""
     lock = kind("c", space=space)
     with SharedDict(key=str, value=int) as shared:
         shared["n"] = 0
@@ -307,7 +307,8 @@ def test_waiter_that_a_signal_handler_ends_leaves_the_lock_alone(lock):
 
 
 def test_waiter_forked_by_a_signal_handler_waits_in_both_processes(lock):
-    """A signal handler forks in the middle of a wait: parent and child each go on waiting."""
+    """A signal handler forks in the middle of a wait, and the wait continues in the parent and in
+    the child."""
     reader, writer = os.pipe()
 
     def fork(*_):
@@ -390,7 +391,8 @@ def test_owner_that_dies_before_it_releases_an_orphan_is_told_of_in_turn(lock):
 
 
 def test_waiters_take_turns_after_the_owner_has_died(lock):
-    """Each of many sleepers gets the lock, although no release wakes the first one."""
+    """Each of several sleeping waiters gets the lock, although the dead owner's missing release
+    woke none of them."""
 
     def take(parent):
         parent.say("waits")
@@ -431,7 +433,8 @@ def test_killed_waiters_do_not_stop_the_others(lock):
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_waiter_that_is_stopped_or_killed_reserves_the_lock_for_a_moment_only(lock, number):
-    """Afterwards the lock is as fast as before: no word is left that keeps others from it."""
+    """A stopped or killed waiter keeps others out of the lock for a moment; then its reservation is
+    cleared, and the lock is as fast as before."""
     lock.acquire()
     waiter = Partner(lambda parent: parent.say() or lock.acquire())
     waiter.hear()
@@ -439,14 +442,15 @@ def test_waiter_that_is_stopped_or_killed_reserves_the_lock_for_a_moment_only(lo
     os.kill(waiter.pid, number)
     lock.release()
 
-    until(lambda: lock.acquire(False))  # a thread that waited would reserve the lock, too
+    until(lambda: lock.acquire(False))  # tries only: a waiter would reserve the lock, too
     assert words_of(lock)["reserved_until"] == 0
     lock.release()
     waiter.kill()
 
 
 def enter_and_leave(lock, file, pid):
-    """One turn in the ledger of a storm: (inside, sum, check) in a file, without any other lock."""
+    """Take one turn in the ledger of a storm, a file with three numbers (pid inside, sum, copy of
+    the sum) that only the lock protects."""
     inside, count, copy = struct.unpack("<QQQ", os.pread(file, 24, 0))
     orphaned = lock.orphan is not None
     assert inside == 0 or orphaned, f"{inside} is inside, and its death is not told"
@@ -460,8 +464,8 @@ def enter_and_leave(lock, file, pid):
 @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.thorough)])
 @KINDS
 def test_storm_of_kills(space, kind, rounds, seed, tmp_path):
-    """C1: processes are killed at random. No two hold the lock at once, none is stuck, and a
-    process that finds the ledger half written has been told of a death."""
+    """C1: while processes are killed at random, no two hold the lock at the same time, none is
+    stuck, and a process that finds the ledger half written has been told of a death."""
     lock = kind("storm", space=space)
     path = tmp_path / "ledger"
     path.write_bytes(bytes(24))

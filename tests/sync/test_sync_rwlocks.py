@@ -1,4 +1,4 @@
-"""RWLock: many readers or one writer, the order of waiters, and deaths of holders."""
+"""RWLock: many readers or one writer, the order in which waiters get it, and deaths of holders."""
 
 import os
 import pickle
@@ -69,7 +69,7 @@ def test_writer_that_waits_keeps_new_readers_out(lock):
 
 
 def test_readers_that_wait_come_before_the_next_writer(lock):
-    """If two writers take turns without a pause, a reader gets the lock between them."""
+    """While two writers take turns without a pause, a reader gets the lock between them."""
 
     def write():
         while True:
@@ -90,7 +90,8 @@ def test_writer_that_gives_up_lets_readers_in(lock):
 
 
 def test_writer_that_is_killed_while_it_waits_keeps_readers_out_for_a_moment_only(lock):
-    """And its wish costs the readers after that no look at a clock."""
+    """A writer that is killed while it waits keeps readers out for a moment; then its reservation
+    is cleared, so that later readers need not look at the clock."""
     lock.acquire_read()
     writer = Child(lock.acquire_write)
     until(lambda: lock.space._cells.words(lock._index)["reserved_until"])
@@ -161,7 +162,8 @@ def test_signal_handler_runs_while_a_writer_waits(lock):
 
 
 def read_and_write(gate, lock, shared, rounds, seed):
-    """A reader always finds two equal numbers; each writer adds one to both."""
+    """Read or write at random: a reader finds two equal numbers, and a writer adds one to both.
+    Return how often this worker wrote."""
     gate.wait()
     rng = random.Random(seed)
     written = 0
@@ -190,7 +192,8 @@ def test_readers_see_what_writers_have_finished(lock, method, seed):
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(80, marks=pytest.mark.thorough)])
 def test_counts_are_exact_after_a_storm_of_kills(space, lock, rounds, seed):
-    """C1: no process is stuck, and every hold of a dead process ends."""
+    """C1: while processes are killed at random, no process is stuck; after it, none of the dead
+    holds the lock."""
     rng = random.Random(seed)
 
     def live(number):

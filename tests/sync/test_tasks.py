@@ -36,7 +36,8 @@ LOCKS = pytest.mark.parametrize("kind", [Lock, RLock])
 
 @pytest.fixture
 def only_told(monkeypatch):
-    """Switch off a waiting task's own looks, so that only a change of the cell can wake it."""
+    """Keep waiting tasks from looking by themselves, so that only a change of the cell can wake
+    them."""
     monkeypatch.setattr(tasks, "_sooner", lambda _moment, deadline: deadline)
 
 
@@ -91,13 +92,13 @@ def test_a_task_has_an_rlock_and_not_its_thread(space):
     async def main():
         async with lock:
             assert await lock.acquire_async()
-            with lock:  # the same task, and so the same owner
+            with lock:  # a block without async in the same task has the same owner
                 assert lock._recursion_count() == 3
             lock.release()
             await asyncio.create_task(another())
             assert lock._recursion_count() == 1
         assert not lock.locked()
-        lock.acquire()  # the thread has it: no task has
+        lock.acquire()  # now the thread is the owner, and no task is
         assert not await asyncio.create_task(lock.acquire_async(0.01))
         lock.release()
 
@@ -113,9 +114,9 @@ def test_a_task_that_would_wait_for_itself_is_told(space):
                 await lock.acquire_async()
             waiting = asyncio.create_task(lock.acquire_async())
             await turns(2)
-            with pytest.raises(DeadlockError):  # also behind another one in the line
+            with pytest.raises(DeadlockError):  # also if another task is before it in the line
                 await lock.acquire_async()
-            with pytest.raises(DeadlockError):  # a thread that waits would stop the loop
+            with pytest.raises(DeadlockError):  # waiting in the thread would stop the loop
                 await asyncio.create_task(asyncio.sleep(0, lock.acquire()))
             assert not await lock.acquire_async(timeout=0.01)
         assert await waiting
@@ -321,7 +322,7 @@ def test_a_cancelled_waiter_passes_its_wake_up_on(space, only_told):
         waiting = [asyncio.create_task(lock.acquire_async()) for _ in range(3)]
         await turns(2)
         lock.release()
-        waiting[0].cancel()  # woken, and cancelled before it runs
+        waiting[0].cancel()  # the release has woken it, but it has not run
         assert await waiting[1]
         lock.release()
         assert await waiting[2]
@@ -342,7 +343,7 @@ def test_a_cancelled_waiter_does_not_reserve_the_lock_any_more(space, kind):
     async def main():
         await lock.acquire_async()
         waiting = asyncio.create_task(lock.acquire_async())
-        while not space._cells.words(lock._index)["reserved_until"]:  # it has waited for long
+        while not space._cells.words(lock._index)["reserved_until"]:  # it reserves
             await asyncio.sleep(0.001)
         later = asyncio.create_task(lock.acquire_async())
         waiting.cancel()
@@ -367,7 +368,7 @@ def test_a_cancelled_waiter_of_a_condition_passes_its_notification_on(space, onl
         await turns(2)
         async with condition:
             condition.notify()
-            await turns(3)  # it wants the lock again
+            await turns(3)  # the notified task now waits for the lock
             waiting[0].cancel()
             await turns(3)
         assert await waiting[1]
@@ -378,8 +379,8 @@ def test_a_cancelled_waiter_of_a_condition_passes_its_notification_on(space, onl
 
 
 def test_waits_that_are_cancelled_at_random_leave_nothing_held(space, seed):
-    """Each holder writes into a ledger, which shows two holders at once; at the end nothing is
-    held."""
+    """Holders count themselves, which would show two at the same time. At the end nothing is held,
+    and no task is in a line."""
     rng = random.Random(seed)
     lock, again = Lock("l", space=space), RLock("r", space=space)
     permits, rw = Semaphore(2, "s", space=space), RWLock("rw", space=space)
@@ -439,8 +440,8 @@ def test_waits_that_are_cancelled_at_random_leave_nothing_held(space, seed):
 
 
 def test_nothing_blocks_the_loop(space):
-    """Tasks wait at all kinds of primitives, which another process holds or does not set; a ticker
-    in the same loop goes on."""
+    """Tasks wait for primitives of all kinds, which another process holds or does not set, and a
+    ticker in the same loop runs on."""
     lock, rw, permits = Lock("l", space=space), RWLock("rw", space=space), Semaphore(1, "s")
     event, condition = Event("e", space=space), Condition(key="c", space=space)
     barrier, leader = Barrier(2, key="b", space=space), Leader("leader", space=space)
@@ -556,7 +557,8 @@ def add_in_a_thread(gate, space, counter, rounds):
 
 @pytest.mark.parametrize("method", [pytest.param("thread", marks=pytest.mark.thorough), "fork"])
 def test_tasks_of_two_loops_and_threads_take_turns(space, method):
-    """Each adds to a ledger in shared memory by plain loads and stores: no addition is lost."""
+    """Tasks and threads add to numbers in shared memory by plain loads and stores, and no addition
+    is lost."""
     import mmap
 
     counter = memoryview(mmap.mmap(-1, 4096)).cast("q")
@@ -571,7 +573,8 @@ def test_tasks_of_two_loops_and_threads_take_turns(space, method):
 
 
 def test_killed_loops_delay_no_other(space):
-    """Processes whose tasks take turns are killed at random; a loop beside them goes on."""
+    """Processes whose tasks take turns are killed, one after another; a loop in this process
+    continues."""
     lock, permits = Lock("l", space=space), Semaphore(2, "s", space=space)
 
     async def use():

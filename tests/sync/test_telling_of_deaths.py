@@ -1,6 +1,7 @@
-"""The death of an owner is told to exactly one later owner (C2), if those that are told live.
+"""The death of an owner is told to exactly one later owner (C2), if the owners that are told stay
+alive.
 
-tests/crash/test_kill_primitives.py kills the owners that are told, too.
+tests/crash/test_kill_primitives.py kills these, too.
 """
 
 import mmap
@@ -17,7 +18,7 @@ from shmrhash import Lock, RLock
 
 DEATHS = 8
 TELLERS = 2
-STOP, TURNS, TOLD, PIDS = range(4)  # from PIDS on: of which deaths the owners were told
+STOP, TURNS, TOLD, PIDS = range(4)  # from PIDS on: the pids of which owners were told
 
 
 class TellsNobody(Lock):
@@ -25,7 +26,7 @@ class TellsNobody(Lock):
 
 
 class TellsOfAnother(Lock):
-    """A lock that is wrong: it names the death before the last one."""
+    """A faulty lock: it tells of the previous death instead of the last one."""
 
     last = None
 
@@ -54,7 +55,8 @@ def die_inside(lock):
 
 
 def deaths_and_tellings(lock):
-    """The pids of those that died inside, in order; and those that living owners were told of."""
+    """Return the pids of the processes that died inside, in order, and those that living owners
+    were told."""
     words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
     tellers = [Child(take_turns, lock, words) for _ in range(TELLERS)]
     dead = []

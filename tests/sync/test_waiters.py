@@ -1,4 +1,4 @@
-"""locks() says which threads and tasks wait, for every primitive, and since when."""
+"""For every primitive locks() shows which threads and tasks wait, and since when."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ each_primitive = pytest.mark.parametrize("name", PRIMITIVES)
 
 
 class Scene:
-    """A primitive for which each thread and task has to wait, with ways to wait for it, and to end
-    all of the waits."""
+    """A primitive for which each thread and task has to wait, with methods to wait for it, and to
+    end all of the waits."""
 
     def __init__(self, name, space):
         self.name = name
@@ -85,7 +85,8 @@ def waiters_of(space):
 
 @each_primitive
 def test_tasks_that_wait_are_shown_with_their_numbers(space, name):
-    """Tasks of this loop, and of a loop in another process, until they go on or are cancelled."""
+    """Waiting tasks of this loop, and of a loop in another process, are shown until they have what
+    they wait for, or are cancelled."""
     scene = Scene(name, space)
     before = time.monotonic()
 
@@ -121,13 +122,14 @@ def test_tasks_that_wait_are_shown_with_their_numbers(space, name):
     assert len({(waiter.pid, waiter.thread) for waiter in waiters}) == 4
     assert all(waiter.thread > _core.TASK_NUMBERS for waiter in waiters)
     assert all(before - 0.01 <= waiter.since <= time.monotonic() for waiter in waiters)
-    assert after_one == (0 if name == "Barrier" else 3)  # a cancelled party breaks it
+    assert after_one == (0 if name == "Barrier" else 3)  # a cancelled party breaks the barrier
     until(lambda: not waiters_of(space))
 
 
 @each_primitive
 def test_threads_that_wait_are_shown_since_they_began(space, name):
-    """The moment at which a wait began stays the same after many slices of the wait."""
+    """The time since which a thread waits stays the same although the wait consists of many
+    slices."""
     scene = Scene(name, space)
     before = time.monotonic()
     waiting = [Waiting(scene.wait) for _ in range(2)]
@@ -149,7 +151,7 @@ def test_threads_that_wait_are_shown_since_they_began(space, name):
 
 
 def test_more_tasks_than_a_space_shows_leave_room_for_holders(space):
-    """While 5,000 tasks wait, a process still finds contexts for 1,000 locks."""
+    """While 5,000 tasks wait, a process still gets the contexts for 1,000 locks."""
     event, permits = Event("it", space=space), Semaphore(0, "s", space=space)
 
     async def main():

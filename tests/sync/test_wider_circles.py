@@ -1,5 +1,5 @@
-"""Circles of tasks, of greenlets, and through several spaces: as in test_sync_circles.py, one
-member gets a DeadlockError.
+"""Circles of tasks, of tasks and threads, and through several spaces: as in test_sync_circles.py,
+one member gets a DeadlockError.
 
 A circle is found after 0.2 s; a test waits for what must happen, not for the time.
 """
@@ -15,11 +15,11 @@ from support.waiting import LONG_S, until
 
 from shmrhash import Condition, DeadlockError, Lock, RLock, Sync, locks, unlink
 
-STEADY_S = 1.5  # more than one look of each waiter (0.2 s, then each second)
+STEADY_S = 1.5  # each waiter looks twice in this time (after 0.2 s, then each second)
 
 
 async def take_both(first, second, ready, timeout=None):
-    """Take both locks; return the result for the second: True, False, or the error's text."""
+    """Take both locks; return the result for the second: True, False, or the text of the error."""
     async with first:
         await ready.wait()
         try:
@@ -39,7 +39,8 @@ def in_time(coroutine):
 
 
 async def play_tasks(pairs, *timeouts):
-    """Tasks that each take the first lock of a pair, and wait for the second in this order."""
+    """Start tasks that each take the first lock of a pair, and wait for the second in this order;
+    return their results."""
     ready = [asyncio.Event() for _ in pairs]
     tasks = [
         asyncio.create_task(take_both(*pair, each, *timeout))
@@ -67,7 +68,8 @@ def test_one_task_of_a_circle_is_told_and_the_others_go_on(space, size, kind):
 
 
 def test_a_task_behind_another_in_the_line_is_told(space):
-    """The task is behind another one in the line for the lock, and finds the circle from there."""
+    """A task of the circle waits for its lock behind a task that is not in the circle, and the
+    circle is found all the same."""
     a, b = Lock("a", space=space), Lock("b", space=space)
 
     async def wait_behind():
@@ -80,7 +82,7 @@ def test_a_task_behind_another_in_the_line_is_told(space):
         first = asyncio.create_task(take_both(b, a, ready))
         second = asyncio.create_task(take_both(a, b, ready))
         line = asyncio.create_task(wait_behind())
-        await asyncio.sleep(0.02)  # it is the first in the line for b
+        await asyncio.sleep(0.02)  # by now `line` is the first in the line for b
         ready.set()
         return await asyncio.gather(first, second, line)
 
@@ -90,15 +92,15 @@ def test_a_task_behind_another_in_the_line_is_told(space):
 
 
 def test_tasks_with_a_time_limit_are_told_nothing(space):
-    """A task with a timeout is no link of a circle: its wait ends by itself, and meanwhile other
-    tasks of its thread go on."""
+    """A task with a timeout is no link of a circle: its wait ends by itself, and until then other
+    tasks of its thread run."""
     a, b = Lock("a", space=space), Lock("b", space=space)
     outcomes = in_time(play_tasks([(a, b), (b, a)], (STEADY_S,), ()))
     assert outcomes == [False, True]
 
 
 def test_locks_without_check_make_no_circle_of_tasks(space):
-    """Any task may release such locks, and here another task does."""
+    """Any task may release locks with check=False, and here another task does."""
     a, b = Lock("a", space=space, check=False), Lock("b", space=space, check=False)
 
     async def main():
@@ -140,8 +142,8 @@ def test_a_circle_of_a_task_and_a_thread_of_another_process_is_found(space):
 
 
 def test_a_waiter_that_wants_the_lock_of_a_condition_again_gets_no_deadlock_error(space):
-    """A wait() has to end with the lock held, so the other member of the circle is told, though it
-    began to wait first."""
+    """A wait() has to end with the lock held, so the other member of the circle is told, although
+    it began to wait first."""
     lock, other = Lock("lock", space=space), Lock("other", space=space)
     condition = Condition(lock, "c")
 
@@ -193,7 +195,8 @@ def crosswise(parent, has, wants, timeout=-1):
 
 
 def play(spaces, *members):
-    """As in test_sync_circles.py: all members take one lock, and then wait in this order."""
+    """Let all members take one lock, and then wait for another in this order, as in
+    test_sync_circles.py; return them."""
     partners = [Partner(crosswise, *arguments) for arguments in members]
     for partner in partners:
         partner.hear()
@@ -218,7 +221,7 @@ def test_a_circle_through_several_spaces_is_found_and_named(spaces, size):
     assert f"a circle of {size}" in outcomes[-1]
     for at, partner in enumerate(partners):
         assert f"({partner.pid}) thread" in outcomes[-1]
-        here = at + 1 == size  # that is the lock's own space, which its name says
+        here = at + 1 == size  # this lock is in the same space as the waiter's own
         where = "" if here else f" in {spaces[(at + 1) % size].name!r}"
         assert f"waits for Lock 'lock'{where} behind" in outcomes[-1]
 
