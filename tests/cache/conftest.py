@@ -1,4 +1,4 @@
-"""Caches for the tests; each is checked at the end."""
+"""Caches for the tests; check() is called on each at the end."""
 
 import contextlib
 

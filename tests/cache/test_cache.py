@@ -86,7 +86,8 @@ def test_replace_stores_only_over_a_present_key(cache):
 
 
 def test_replace_leaves_a_claim_alone_and_evicts_nothing(make_cache):
-    """A key whose value is being computed counts as absent; its result is stored afterwards."""
+    """A key whose value is being computed counts as absent, so replace() stores nothing; the result
+    of the computation is stored."""
     cache = make_cache(key=int, value=int, max_entries=3)
     cache.set_many({1: 1, 2: 2})
 
@@ -185,7 +186,7 @@ def test_an_entry_is_absent_once_it_has_expired(make_cache):
     cache.set("never", "x", ttl=math.inf)
     cache.set("longer", "x", ttl=100)
     touched = False
-    while not touched:  # ends: only a machine that stands still for SHORT_S is too late
+    while not touched:  # again only if the machine stood still for SHORT_S
         cache.set("touched", "x")
         touched = cache.touch("touched", 100)
 
@@ -254,7 +255,8 @@ def test_incr_of_many_keys_evicts(make_cache):
 
 
 def test_set_of_a_value_that_is_too_large_deletes_the_old_one(make_cache):
-    """set() refuses the value and deletes the key: the old value would be wrong by now."""
+    """set() refuses the value and deletes the key, because the old value is no longer the right
+    one."""
     cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=1 << 20)
     limit = (1 << 20) // 8
     cache.set("a", b"old")
@@ -336,7 +338,7 @@ def test_another_cache_of_this_name_is_replaced_unless_refused(make_cache, other
     first.set("a", "b")
 
     remedy = r"; if_different='replace' replaces it; or choose another name, or unlink it$"
-    with pytest.raises(LayoutMismatch, match=remedy):  # a cache has no open()
+    with pytest.raises(LayoutMismatch, match=remedy):  # not open()
         Cache(first.name, **({"key": str, "value": str} | other), if_different="raise")
     second = make_cache(name=first.name, **({"key": str, "value": str} | other))
 

@@ -1,4 +1,5 @@
-"""The adapters where the other caching libraries are not installed (tests/adapters needs them)."""
+"""The adapters where the other caching libraries are not installed. (Where they are, tests/adapters
+tests them.)"""
 
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def test_shmrhash_imports_no_other_caching_library(tmp_path):
 
 
 def test_an_adapter_without_its_library_names_the_extra_to_install(tmp_path):
-    """An entry of None in sys.modules is a library that cannot be imported."""
+    """None in sys.modules makes the import of the library fail; the error names the extra to
+    install."""
     source = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({LIBRARIES!r}))

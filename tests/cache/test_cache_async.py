@@ -1,5 +1,5 @@
-"""All coroutines and processes that ask for a value share one computation: aget_or_compute() and
-memoize()."""
+"""All coroutines and processes that ask for a value share one computation, with aget_or_compute()
+and memoize()."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ async def until(condition):
 
 
 class Slow:
-    """A computation that counts its calls, and goes on when it is told to."""
+    """A computation that counts its calls, and continues when it is told to."""
 
     def __init__(self, value):
         self.value = value
@@ -54,7 +54,8 @@ async def fail():
 
 
 def claimed_elsewhere(cache, key, *, dying=False):
-    """A child that computes the value of key until it is told to end, and a pipe to tell it."""
+    """Return a child that computes the value of the key until it is told to end, and a function
+    that tells it."""
     started, go = os.pipe(), os.pipe()
 
     def compute():
@@ -93,7 +94,8 @@ def test_an_absent_value_is_awaited_and_stored(cache):
 
 
 def test_the_tasks_of_a_loop_share_one_computation(cache):
-    """Each task gets a value of its own, and the loop goes on."""
+    """One task computes the value and the others wait, while the loop runs on; each task gets an
+    object of its own."""
 
     async def main():
         slow = Slow([7])
@@ -162,7 +164,8 @@ def test_a_result_invalidated_during_its_coroutine_is_not_stored(cache):
 
 
 def test_coroutines_that_need_each_other_end(cache):
-    """Also if a computation begins a task that needs the other key, or needs its own key."""
+    """Two computations that need each other's values end, also if the need arises in a task that
+    they begin, or if a computation needs its own key."""
 
     async def main():
         inside = 0
@@ -270,7 +273,7 @@ def test_a_stopped_process_is_late(cache):
 
 def test_a_circle_through_another_process_ends(cache):
     """This loop computes a, which needs c, which needs b; another process computes b, which needs
-    a."""
+    a. Both calls end."""
     started, go = os.pipe(), os.pipe()
 
     def ask():

@@ -1,5 +1,5 @@
 """Whatever a computation does (it may be nested, interrupted, or fail in any way), its claim ends,
-and no caller waits until its time is over."""
+and no caller waits for as long as its timeout."""
 
 import os
 import pickle
@@ -17,8 +17,8 @@ import shmrhash
 from shmrhash import Cache, SharedDict
 
 PATIENCE_S = 30
-NEVER_S = 20 * PATIENCE_S  # a wait that ends by this timeout fails the test
-ENDLESS_S = 12 * NEVER_S  # for a busy machine: what is judged is that no wait ends by its time
+NEVER_S = 20 * PATIENCE_S  # the timeout of waits; a wait that reaches it fails the test
+ENDLESS_S = 12 * NEVER_S  # for all of a test, on a busy machine
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def fail():
 
 
 def together(*functions, seconds=PATIENCE_S):
-    """Run each function in a thread; assert that each ends within this time, without an
+    """Run each function in a thread; assert that each ends within this time and without an
     exception."""
     errors = []
 
@@ -62,8 +62,8 @@ def expect_free(cache, key="a"):
 
 @pytest.mark.parametrize("entries", [1, 2, 5])
 def test_more_computations_than_entries(make_cache, entries):
-    """When all entries are claimed, a computation that needs one more runs, and its result is not
-    stored."""
+    """If all entries are claimed, a computation that needs one more still runs, and its result is
+    not stored."""
     cache = make_cache(key=int, value=int, max_entries=entries)
 
     def depth(number):
@@ -76,7 +76,8 @@ def test_more_computations_than_entries(make_cache, entries):
 
 
 def test_no_bytes_for_a_claim(make_cache):
-    """A key of more than 15 bytes is an object, and max_bytes has no room for one."""
+    """The blank of a long key would need an object for the key, and max_bytes has no room for one;
+    the value is computed without a claim."""
     cache = make_cache(**cache_options(0, key=bytes, value=bytes, max_entries=10))
     with SharedDict.open(cache.name) as entries, entries.locked(b"k", default=bytes(8000)):
         key = b"x" * 9000
@@ -86,7 +87,8 @@ def test_no_bytes_for_a_claim(make_cache):
 
 @pytest.mark.parametrize("size", [2, 5, 17, 40])
 def test_a_ring_of_computations_of_any_length_ends(make_cache, size):
-    """Each thread waits for the next one's result, and the last for the first one's."""
+    """Each thread's computation needs the result of the next thread's, and the last one's that of
+    the first."""
     cache = make_cache(key=int, value=int, max_entries=300)
     barrier = threading.Barrier(size)
 
@@ -118,7 +120,8 @@ def test_a_circle_through_two_caches_ends_with_the_time_to_wait(make_cache):
 
 
 def compute_graph(cache, rng, keys, wait):
-    """Ask for a key whose computation asks for other keys, and so on, by a random graph."""
+    """Ask for a key whose computation asks for other keys, whose computations do the same, at
+    random."""
     depth = 0
 
     def value(key):
@@ -137,7 +140,8 @@ def compute_graph(cache, rng, keys, wait):
 
 
 def compute_graphs(gate, name, seed, graphs):
-    """Two threads of a process; return the longest time that one graph took."""
+    """Compute graphs in two threads of this process; return the longest time that one graph
+    took."""
     longest = [0.0, 0.0]
     with Cache(name, key=int, value=int, timeout=PATIENCE_S) as cache:
         gate.wait()
@@ -162,7 +166,8 @@ def compute_graphs(gate, name, seed, graphs):
     ],
 )
 def test_any_graph_of_computations_ends(make_cache, seed, graphs):
-    """Four threads in two processes compute: none waits until its time is over."""
+    """Four threads in two processes compute random graphs of keys, and none waits as long as its
+    timeout."""
     cache = make_cache(key=int, value=int, max_entries=5000, timeout=PATIENCE_S)
 
     longest = run_together(
@@ -172,7 +177,7 @@ def test_any_graph_of_computations_ends(make_cache, seed, graphs):
     )
 
     print(f"{4 * graphs} graphs; the longest took {max(longest):.3f} s")
-    assert max(longest) < NEVER_S  # however busy the machine is
+    assert max(longest) < NEVER_S  # true on any machine, however busy
 
 
 # ---- odd computations ----
@@ -206,7 +211,7 @@ def test_any_exception_ends_the_claim(cache, error):
 
 
 def test_a_result_that_cannot_be_encoded_ends_the_claim(cache):
-    """A generator, for example."""
+    """The claim ends if the result cannot be encoded, as for instance a generator."""
     with pytest.raises(TypeError):
         cache.get_or_compute("a", lambda: (number for number in range(3)))
 
@@ -236,7 +241,8 @@ def test_a_generator_that_asked_for_a_value_may_be_abandoned(cache):
 
 
 def test_a_signal_handler_may_ask_for_the_same_key(cache):
-    """While the thread computes the key, and while it waits for the key."""
+    """A signal handler asks for a key while its thread computes the key, and while its thread waits
+    for it."""
     asked = []
 
     def handle(*_):
@@ -269,7 +275,7 @@ def hold_until_it_is_waited_for(name, waiter):
             while cache.stats().misses == before:
                 time.sleep(0.001)  # a poll
             os.kill(waiter, signal.SIGUSR1)
-            time.sleep(0.05)  # for the handler, which may as well begin later
+            time.sleep(0.05)  # the handler probably begins before this ends
             return "the other's"
 
         cache.get_or_compute("a", compute)
@@ -283,7 +289,8 @@ def test_a_process_that_exits_while_it_computes_leaves_the_claim_to_another(cach
 
 
 def test_a_computation_that_forks_may_go_on_in_both(cache, tmp_path):
-    """The child returns the result, and does not store it; the parent's claim stays."""
+    """A computation forks. The child returns the result and does not store it; the parent still has
+    the claim."""
     told = tmp_path / "told"
 
     def ask():
@@ -330,7 +337,8 @@ def take_mutex_without_memory(cache):
     "act", [compute_without_memory, claim_without_memory, take_mutex_without_memory]
 )
 def test_a_claim_for_which_there_is_no_memory_is_free(cache, act):
-    """The n-th allocation of Python fails, for each n until several in a row change nothing."""
+    """One allocation of Python fails, the first, the second, and so on, until a failure has no
+    effect any more; no claim is left."""
     testing = pytest.importorskip("_testcapi")
     act(cache)
     failed = succeeded = number = 0
@@ -355,7 +363,7 @@ def test_a_claim_for_which_there_is_no_memory_is_free(cache, act):
 
 
 class Asks:
-    """A value whose pickling, or unpickling, asks for a key."""
+    """A value that asks for a key when it is pickled, or when it is unpickled."""
 
     def __init__(self, name, when):
         self.name, self.when = name, when
@@ -374,7 +382,8 @@ def ask_for(name, asks, _=None):
 
 
 def test_a_value_whose_pickling_asks_for_its_own_key(cache):
-    """The thread still has the claim, so it computes instead of waiting for itself."""
+    """The thread that pickles the value has the claim, so it computes the key instead of waiting
+    for itself."""
     cache.get_or_compute("a", lambda: Asks(cache.name, "pickled"), wait=NEVER_S)
 
     assert cache.get("a") == 5
@@ -425,8 +434,8 @@ def test_a_frozen_cache_computes_nothing(cache):
 
 @pytest.mark.parametrize("turns", [30, pytest.param(600, marks=pytest.mark.thorough)])
 def test_threads_forks_and_signals_while_computing(cache, seed, turns):
-    """Threads compute nested keys while the process forks children that do the same, and signals
-    interrupt everything: all values are right, and no claim is left."""
+    """Threads compute nested keys while the process forks children that do the same, and a timer's
+    signals interrupt all of them. All values are right, and no claim is left."""
     before = signal.signal(signal.SIGALRM, lambda *_: cache.get_or_compute(-1, lambda: -1))
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     children = []

@@ -133,7 +133,8 @@ def test_a_result_that_does_not_fit_is_returned(make_cache):
     ids=["delete", "pop", "clear", "set", "add"],
 )
 def test_a_result_invalidated_during_its_computation_is_not_stored(cache, invalidate, left):
-    """The invalidating caller does not wait for the computation either."""
+    """If the key is deleted or stored during its computation, the result is not stored; the
+    invalidating call does not wait for the computation."""
 
     def compute():
         invalidate(cache)
@@ -144,7 +145,7 @@ def test_a_result_invalidated_during_its_computation_is_not_stored(cache, invali
 
 
 def test_a_computation_may_ask_for_its_own_key(cache):
-    """The thread does not wait for itself."""
+    """The thread computes the key once more instead of waiting for itself."""
     inner = lambda: cache.get_or_compute("a", lambda: 1)  # noqa: E731
 
     assert cache.get_or_compute("a", lambda: inner() + 1) == 2
@@ -175,7 +176,7 @@ def test_a_computation_that_forks_is_the_parents(cache):
 
 
 def ask_for_all(gate, name, journal, seed, keys):
-    """Ask for all keys, in an order that the seed gives this process."""
+    """Ask for all keys, in a random order."""
     order = list(range(keys))
     random.Random(seed).shuffle(order)
     with reopened(name) as cache:
@@ -202,7 +203,8 @@ def test_each_key_is_computed_once(cache, journal, seed, method, keys):
 
 
 def test_waiters_for_a_dead_process_go_on(cache, journal):
-    """If k computing processes are killed, there are k more computations."""
+    """If a computing process is killed, one waiter computes the value: five kills cause five more
+    computations."""
     kills = 5
 
     def compute_long(number):
@@ -255,7 +257,8 @@ def test_an_exception_lets_the_next_one_compute(cache, journal):
 
 
 def test_a_late_computation_is_not_waited_for_nor_stored(cache, journal):
-    """After `wait` seconds the computation counts as late, like that of a stopped process."""
+    """A computation that takes longer than `wait`, here because its process is stopped, is late:
+    others compute, and its result is not stored."""
 
     def ask_first():
         def compute():
@@ -276,7 +279,7 @@ def test_a_late_computation_is_not_waited_for_nor_stored(cache, journal):
 
 
 def test_circles_of_computations_end(cache, seed):
-    """The computations of several processes need each other's results: each call ends."""
+    """The computations of several processes need each other's results; each call ends."""
     keys = 8
 
     def follow(gate, number):
@@ -345,7 +348,8 @@ def compute_until_killed(name, seed):
 
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.thorough)])
 def test_killed_claimants_leave_nothing(make_cache, seed, kills):
-    """C1: no claim stays, and the living processes go on."""
+    """C1: processes are killed while they compute. No claim is left, and the living processes
+    compute what they ask for."""
     cache = make_cache(key=object, value=object, max_entries=20, timeout=PATIENCE_S)
     rng = random.Random(seed)
     crew = [Child(compute_until_killed, cache.name, rng.random()) for _ in range(2)]
@@ -563,9 +567,9 @@ def test_a_claim_keeps_others_waiting_and_ends_with_its_process(cache, journal):
 
     child = Child(claim_and_hang)
     wait_until(lambda: journal.count() == 1)
-    with cache.claim("a", wait=0.01) as claim:  # it is late
+    with cache.claim("a", wait=0.01) as claim:  # after this time the child's claim is late
         assert not claim.found
-        with cache.claim("a") as inner:  # by the same thread
+        with cache.claim("a") as inner:  # the same thread does not wait for itself
             assert not inner.found
             assert not inner.set("inner")
     other = Child(in_other, cache.name, "a", journal)

@@ -1,5 +1,8 @@
-"""Processes die while they store in a full cache, compute, invalidate and recover others (C1, C2).
-The stepped kills are in tests/crash/test_kill_with_objects.py and test_kill_in_claims.py."""
+"""Processes die while they store in a full cache, compute, invalidate and recover others (C1,
+C2).
+
+The stepped kills are in tests/crash/test_kill_with_objects.py and test_kill_in_claims.py.
+"""
 
 import mmap
 import os
@@ -27,7 +30,7 @@ SLOT_MASK = 0xFFFF  # of the word `recoverer`
 
 
 def value_of(key):
-    """A value that shows to which key it belongs, and whether it is complete."""
+    """Return a value that shows to which key it belongs, and whether it is complete."""
     return struct.pack("<Q", key) * (1 + key * 7919 % 700)
 
 
@@ -36,7 +39,8 @@ def tag_of(key):
 
 
 def work(parent, name, seed):
-    """Look up, compute, store, delete, invalidate until killed; what is found is right."""
+    """Look up, compute, store, delete and invalidate until this process is killed; assert that what
+    is found is right."""
     rng = random.Random(seed)
     with Cache(name, key=int, value=bytes, timeout=STUCK_S) as cache:
         cache.get(0)  # from now on it has a process slot
@@ -66,7 +70,8 @@ def step(cache, rng, key):
 
 
 def recover_until_killed(parent, name, seconds):
-    """Recover whatever is dead once told to, and die by a timer, so many seconds after that."""
+    """When told to, recover all dead processes. A timer kills this process so many seconds after
+    that."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with Cache(name, key=int, value=bytes) as cache:
         cache.get(0)  # from now on it has a process slot
@@ -79,33 +84,33 @@ def recover_until_killed(parent, name, seconds):
 
 
 class Watch:
-    """Reads in the segment's file which recoveries are under way."""
+    """A view of the segment's file that shows which recoveries are under way."""
 
     def __init__(self, cache):
         with open(cache.handle.info()["path"], "r+b") as file:
             self.memory = mmap.mmap(file.fileno(), 0)
         self.header = Header.from_buffer(self.memory)
-        cache.set(0, value_of(0))  # from now on this process has a slot, the first one
+        cache.set(0, value_of(0))  # gives this process a slot, the first one
         assert self._slot(0).pid == os.getpid()
 
     def _slot(self, number):
         return ProcessSlot.from_buffer(self.memory, self.header.header_bytes + 64 * number)
 
     def left_by(self, pid):
-        """Whether the process was recovering another one when it died."""
+        """Return whether the process was recovering another one when it died."""
         slots = [self._slot(number) for number in range(8)]
         (mine,) = [number for number in range(8) if slots[number].used and slots[number].pid == pid]
         return any(slot.recoverer & SLOT_MASK == mine + 1 for slot in slots if slot.used)
 
 
 class Storm:
-    """Two processes at work, of which one or the other is killed again and again."""
+    """Two processes at work. One or the other is killed and replaced, again and again."""
 
     def __init__(self, cache, seed):
         self.cache = cache
         self.rng = random.Random(seed)
         self.watch = Watch(cache)
-        self.steps_s = []  # how long each step of this process took, see step()
+        self.steps_s = []  # times of the steps of this process
         self.kills = 0
         self.in_recovery = 0  # kills of a process that was recovering another one
         self.crew = [self._worker() for _ in range(2)]
@@ -123,7 +128,7 @@ class Storm:
         self.crew[number] = self._worker()
 
     def kill_in_recovery(self):
-        """Kill both, and let a third process die while it recovers them, or soon after."""
+        """Kill both workers, and let a third process die while it recovers them, or soon after."""
         third = Partner(recover_until_killed, self.cache.name, self.rng.uniform(1e-6, INSIDE_S))
         for child in (third, *self.crew):
             child.hear()
@@ -135,8 +140,8 @@ class Storm:
         self.crew = [self._worker() for _ in range(2)]
 
     def step(self):
-        """One operation of this process; how long it took, less the time for which this thread was
-        ready to run, and did not."""
+        """Execute one operation in this process, and note how long it took, without the time for
+        which this thread was ready to run and had no processor."""
         began, starved = time.monotonic(), starved_s()
         step(self.cache, self.rng, self.rng.randrange(KEYS))
         self.steps_s.append(time.monotonic() - began - (starved_s() - starved))
@@ -157,8 +162,9 @@ class Storm:
 
 
 def expect_whole(cache):
-    """The dead left nothing locked, lost or wrong, and the limit is exact. check() finds objects
-    that nothing names, and pages that the budget counts and no block has."""
+    """Assert that the dead processes left nothing locked, lost or wrong, and that the limit is
+    exact. check() finds objects that nothing names, and pages that the budget counts but no block
+    has."""
     cache.handle._recover()
     cache.check()
     for key in range(KEYS):
@@ -182,7 +188,7 @@ def expect_whole(cache):
     ],
 )
 def test_killed_processes_leave_a_whole_cache(make_cache, seed, kills):
-    """C1, C2: among them some that were killed while they recovered others."""
+    """C1, C2: processes are killed at random, some of them while they recover others."""
     cache = make_cache(
         timeout=STUCK_S,
         **cache_options(ROOM_BYTES, key=int, value=bytes, max_entries=MOST, tags=True),

@@ -19,7 +19,7 @@ PAGE = 4096
 
 
 def ask_all(cache, keys):
-    """Look each key up, and store it if it is absent; return the hits in percent."""
+    """Look each key up, and store it if it is absent; return the hits in percent of the keys."""
     hits = 0
     for key in keys:
         if cache.get(key) is None:
@@ -34,12 +34,13 @@ def ratio(policy, keys):
 
 
 def value_of(key):
-    """A value that shows to which key it belongs, and whether it is complete."""
+    """Return a value that shows to which key it belongs, and whether it is complete."""
     return struct.pack("<Q", key) * (1 + key * 7919 % 300)
 
 
 def ask_and_store(gate, name, seed, rounds, keys):
-    """Look up and store random keys; return how many values were found, all of them right."""
+    """Look up random keys, and store those that are absent; return how many values were found, all
+    of which were right."""
     rng = random.Random(seed)
     found = 0
     with Cache(name, key=int, value=bytes) as cache:
@@ -57,7 +58,7 @@ def ask_and_store(gate, name, seed, rounds, keys):
 
 
 def watch_limits(gate, name, most_entries, most_bytes):
-    """Compare the cache with its limits until the other processes are done."""
+    """Compare the cache with its limits until the other processes have finished."""
     with Cache(name, key=int, value=bytes) as cache:
         gate.wait()
         for _ in gate.open_for(1 << 30):
@@ -95,7 +96,8 @@ def test_replacing_a_value_evicts_nothing(make_cache):
 
 @pytest.mark.parametrize("size", [100, 3000, 20_000])
 def test_no_bytes_left_evicts_until_there_are_some(make_cache, size):
-    """If all values have one size, each store evicts one."""
+    """If all values have the same size, a store into a cache that is full of bytes evicts about one
+    entry."""
     cache = make_cache(key=int, value=bytes, max_entries=1 << 14, max_bytes=2 << 20)
     while sum(cache.stats()[2:5]) == 0:
         cache.set(len(cache), bytes(size))
@@ -111,7 +113,7 @@ def test_no_bytes_left_evicts_until_there_are_some(make_cache, size):
 
 
 def test_values_may_change_their_size(make_cache, seed):
-    """Small objects give their memory to large ones, and large ones to small; no store fails."""
+    """Memory goes from small objects to large ones and back, and no store fails."""
     cache = make_cache(key=int, value=bytes, max_entries=1 << 14, max_bytes=2 << 20)
     rng = random.Random(seed)
 
@@ -126,7 +128,8 @@ def test_values_may_change_their_size(make_cache, seed):
 
 
 def test_a_value_that_an_empty_cache_has_no_room_for_is_refused(make_cache):
-    """Its key is deleted, as after TooLarge, and no other goes for it."""
+    """A value that does not fit even into the empty cache is refused, and its key is deleted, as by
+    a value that is too large for any object."""
     options = cache_options(100_000, key=str, value=bytes, max_entries=10)
     cache = make_cache(max_value_bytes=4 << 20, **options)
     cache.set("a", bytes(1000))
@@ -163,7 +166,7 @@ def store_new_keys(gate, name, number, keys):
 
 
 def watch_fullness(gate, name, most):
-    """Return the least number of entries once the cache was full."""
+    """Return the smallest number of entries after the cache was full for the first time."""
     least = most
     with Cache(name, key=int, value=int) as cache:
         gate.wait()
@@ -177,7 +180,8 @@ def watch_fullness(gate, name, most):
 
 @pytest.mark.parametrize("keys", [400, pytest.param(10_000, marks=pytest.mark.thorough)])
 def test_eight_processes_keep_a_cache_full(make_cache, keys):
-    """Never more than max_entries, and never less than 99 % once it was full."""
+    """While eight processes insert keys into a full cache, it never has more than max_entries
+    entries, and never less than 99 % of them."""
     most = 1000
     cache = make_cache(key=int, value=int, max_entries=most)
     for key in range(most):
@@ -196,7 +200,8 @@ def test_eight_processes_keep_a_cache_full(make_cache, keys):
 
 @pytest.mark.parametrize("name", list(streams(0, 10, 10)))
 def test_hit_ratio_is_that_of_s3_fifo(make_cache, seed, name):
-    """At most 0.6 points below S3-FIFO with queues, at most 0.3 below LRU."""
+    """The hit ratio is at most 0.6 points below that of S3-FIFO with real queues, and at most 0.3
+    below that of LRU."""
     keys = streams(seed, 4000, 40_000)[name]
     most = 400
     cache = make_cache(key=int, value=int, max_entries=most)
@@ -220,7 +225,8 @@ def test_a_scan_does_not_push_out_what_is_read_often(make_cache):
 
 
 def test_an_entry_that_comes_back_soon_is_kept(make_cache):
-    """The ghost of an evicted entry is remembered, so the entry is kept longer next time."""
+    """If a key is stored again while there is a ghost of it, its entry is kept longer than a new
+    one."""
     cache = make_cache(key=int, value=int, max_entries=100)
     ask_all(cache, range(150))
     gone = [key for key in range(150) if key not in cache]
@@ -229,7 +235,7 @@ def test_an_entry_that_comes_back_soon_is_kept(make_cache):
     ask_all(cache, range(1000, 1300))
 
     assert sum(key in cache for key in gone) > len(gone) * 0.6
-    assert sum(key in cache for key in range(1000, 1300)) < 70  # 50 to 63 in 300 runs
+    assert sum(key in cache for key in range(1000, 1300)) < 70  # in 300 runs it was 50 to 63
 
 
 def test_entries_that_have_expired_go_first(make_cache):
@@ -261,13 +267,14 @@ def test_a_locked_entry_is_not_evicted(make_cache):
 
 
 def test_any_hint_is_allowed(make_cache, seed):
-    """Any contents of the ring, its words, the hand and the ghosts leave the cache sound."""
+    """Whatever is written into the ring, its words, the hand and the ghosts, the cache stays
+    sound."""
     most = 100
     cache = make_cache(key=int, value=int, max_entries=most)
     rng = random.Random(seed)
     path = os.path.join(_segment.directory(), cache.name)
     size = os.path.getsize(path)
-    # From the end: ghosts and ring (less than a page), the counts, the page of the three words.
+    # At the end are the ghosts and the ring (in a page), the counts, and a page with three words.
     hints = [(size - PAGE - COUNTS_BYTES - PAGE, 192), (size - PAGE, PAGE)]
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         for turn in range(60):

@@ -1,5 +1,5 @@
-"""delete_prefix() deletes keys that begin alike, and values that are computed under them then are
-not stored. Also: the limit of one value's size."""
+"""delete_prefix() deletes the keys that begin alike, and the results of computations that are under
+way for such keys are not stored. Also here: the limit of the size of one value."""
 
 import asyncio
 import mmap
@@ -13,9 +13,9 @@ from support.workers import run_together
 from shmrhash import Cache, InvalidArgument, TooLarge
 
 SHORT_S = 0.02
-ENDLESS_S = 7200  # for a busy machine: what is judged is what was found
-ROUNDS_MAX = 10_000_000  # of asking, which ends with the invalidations
-POLLS = 2000  # of a computation, which waits for its invalidation
+ENDLESS_S = 7200  # a busy machine needs long for 100,000 times
+ROUNDS_MAX = 10_000_000  # a bound of asking, which ends with the invalidations
+POLLS = 2000  # how often a computation looks for its invalidation
 KEYS = ("user:1", "user:2", "user:" + "long" * 20)
 
 
@@ -25,7 +25,7 @@ def cache(request, make_cache):
 
 
 def of_type(cache, *texts):
-    """These keys, as str or bytes."""
+    """Return these keys in the cache's type, str or bytes."""
     return [text.encode() if cache._schema.key.declared is bytes else text for text in texts]
 
 
@@ -88,7 +88,8 @@ def test_a_coroutine_and_a_claim_store_no_result_either(cache, text):
 
 @pytest.mark.parametrize("text", KEYS)
 def test_a_refresh_stores_no_result_either(cache, text):
-    """One call computes the present value again, under a claim of another key (the shadow)."""
+    """A call that computes a present value again, under the claim of the shadow, does not store its
+    result."""
     prefix, key = of_type(cache, "user:", text)
     cache.get_or_compute(key, lambda: 1, ttl=SHORT_S, stale=100)
     let_pass(SHORT_S)
@@ -118,8 +119,9 @@ WAYS = {
 
 
 def invalidate(gate, name, shared, times, way):
-    """Increase the true number, invalidate values that were computed from the old one, and then
-    acknowledge the new one. Each time first wait a while for a computation to be under way."""
+    """Repeatedly increase the true number, invalidate the values computed from the old one, and
+    then acknowledge the new one; before each time wait a little for a computation to be under way.
+    """
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
@@ -135,8 +137,8 @@ def invalidate(gate, name, shared, times, way):
 
 
 def ask(gate, name, shared, number):
-    """Compare each value that is found with the number acknowledged before. Return how many values
-    were compared."""
+    """Ask for values, and assert that none is smaller than the number acknowledged before; return
+    how many values were compared."""
     asked = 0
     with Cache(name, key=str, value=int) as cache:
 
@@ -169,7 +171,7 @@ def ask(gate, name, shared, number):
 @pytest.mark.parametrize("way", WAYS)
 def test_no_value_from_before_an_invalidation_is_found_after_it(make_cache, times, way):
     cache = make_cache(key=str, value=int, max_entries=1000, tags=True)
-    shared = memoryview(mmap.mmap(-1, 4096)).cast("q")  # each store is one
+    shared = memoryview(mmap.mmap(-1, 4096)).cast("q")  # stores of single words
 
     _, *asked = run_together(
         "fork",

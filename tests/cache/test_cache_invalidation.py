@@ -1,5 +1,5 @@
-"""clear() and invalidate() are one store. After it no operation of any process finds, computes or
-stores a value from before; outdated entries are the first to make room."""
+"""clear() and invalidate() each commit by one store. After it no operation of any process finds,
+computes or stores a value from before; outdated entries are the first to make room."""
 
 import asyncio
 import pickle
@@ -25,7 +25,7 @@ TYPES = [(str, int), (int, float), (str, object), (bytes, bytes), (object, objec
 
 @pytest.fixture(params=WAYS)
 def outdate(request):
-    """Makes the values that were stored with the tags group and both outdated."""
+    """A function that invalidates the values stored with the tags "group" and "both"."""
     return WAYS[request.param]
 
 
@@ -83,7 +83,8 @@ def test_a_number_and_an_update_begin_anew(cache, outdate):
 
 
 def test_a_changed_value_keeps_birth_and_tags(cache, outdate):
-    """A value that is made from an outdated value is outdated, too."""
+    """A value that was changed in place is outdated by the invalidations that outdate the value it
+    was made from."""
     for key in ("incr", "update", "touch", "inside"):
         cache.set(key, 5, tags=TAGS)
     cache.incr("incr")
@@ -128,7 +129,8 @@ def test_only_what_has_the_tag_is_outdated(cache):
 
 
 def test_tags_that_share_a_slot_outdate_too_much_and_never_too_little(make_cache, seed):
-    """There are 65,535 slots, so some of 300 tags share a slot with some of 3,000 others."""
+    """With 65,535 slots, some of 300 tags share a slot with one of 3,000 others, and are
+    invalidated with it; the rest of the 300 is not."""
     rng = random.Random(seed)
     cache = make_cache(key=int, value=int, max_entries=1000, tags=True)
     names = [f"{rng.random()}é" for _ in range(300)]
@@ -171,7 +173,7 @@ def test_tags_that_cannot_be_are_refused(make_cache, cache, operation):
 
 
 class Encoded(str):
-    """A str whose methods give another text."""
+    """A str whose str() is another text."""
 
     def encode(self, *_):
         return 5
@@ -203,12 +205,12 @@ def test_a_str_is_not_taken_for_the_tags_of_its_letters(cache):
 
 
 def test_outdated_entries_make_room_for_others(make_cache, outdate):
-    """Sweeps and evictions remove nearly all of them before other entries; a newer entry may be
-    examined earlier than some of them."""
+    """Nearly all outdated entries are removed before others; a newer entry may be examined before
+    some of them."""
     cache = make_cache(key=int, value=int, max_entries=100, tags=True)
     for key in range(100):
         cache.set(key, key, tags=TAGS)
-        assert [cache.get(key) for _ in range(5)] == [key] * 5  # as precious as can be
+        assert [cache.get(key) for _ in range(5)] == [key] * 5  # as often as the cache counts
     outdate(cache)
 
     for key in range(100, 200):
@@ -216,7 +218,7 @@ def test_outdated_entries_make_room_for_others(make_cache, outdate):
 
     found = cache.get_many(range(200))
     assert min(found) >= 100
-    assert 85 <= len(found) <= len(cache) <= 100  # a sweep may have made more room than was asked
+    assert 85 <= len(found) <= len(cache) <= 100  # a sweep may have made room for more
 
 
 def test_expire_gives_the_memory_back(make_cache, outdate):
@@ -312,7 +314,8 @@ def test_a_refresh_stores_no_result_either(cache, outdate):
 
 
 def test_no_caller_waits_for_a_result_that_will_not_count(cache, outdate):
-    """The earlier computation hangs; of the callers that ask afterwards, one computes for all."""
+    """A computation that hangs was outdated; of the callers that ask after that, one computes for
+    all."""
     began, go_on, computed = threading.Event(), threading.Event(), []
 
     def hang():
@@ -428,7 +431,8 @@ def test_a_result_computed_in_a_namespace_that_is_cleared_is_not_stored(two):
 
 
 def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
-    """Threads add to one number, which is absent at first, while the namespace is cleared once."""
+    """Threads add to one number, which is absent at first, and no addition is lost; after clear()
+    the number is absent again."""
     one, other, (a, _) = two
     with pytest.raises(KeyNotFound):
         one.update_with(a, int)
@@ -455,8 +459,8 @@ def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
 
 
 def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for_an_absent_key(two):
-    """The function runs once, whether it raises a KeyNotFound of its own or the entry is deleted
-    during the call."""
+    """The function runs once, both if it raises a KeyNotFound of its own and if the entry is
+    deleted during the call."""
     one, _, (a, _) = two
     one.set(a, 1)
     calls = []
@@ -483,8 +487,8 @@ def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for
 
 
 def test_update_with_in_a_namespace_stores_although_it_was_invalidated_during_the_call(two):
-    """Unlike a computed result, the new value is stored: it is made from an absent key, and the
-    store comes after the clear()."""
+    """In contrast to a computed result the new value is stored, because it is made from an absent
+    key and stored after the clear()."""
     one, _, (a, _) = two
 
     def change(before):

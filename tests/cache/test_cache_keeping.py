@@ -1,4 +1,5 @@
-"""copy=False: a hit returns the object that was decoded, as long as the entry is the same."""
+"""With copy=False a hit returns the object that was decoded before, as long as the entry is the
+same."""
 
 import math
 import pickle
@@ -22,7 +23,7 @@ THINGS = weakref.WeakSet()
 
 
 class Thing:
-    """A value that can be counted: THINGS has those that exist."""
+    """A value that can be counted, because the set THINGS contains those that exist."""
 
     def __new__(cls, *_):
         self = super().__new__(cls)
@@ -40,7 +41,7 @@ def cache(make_cache):
 
 
 def keeping(cache):
-    """Another handle of a cache, which keeps decoded values."""
+    """Return another handle of the cache, which keeps decoded values, too."""
     return shmrhash.Cache(cache.name, copy=False)
 
 
@@ -130,9 +131,9 @@ def expire(cache):
 
 
 def evict(cache):
-    for number in range(20_000):  # far more than it takes
+    for number in range(20_000):  # far more than are needed
         cache.set(number, number)
-        cache.get(number)  # or it goes first
+        cache.get(number)  # otherwise it would be evicted first
         cache.get(number)
         if number % 100 == 0 and "key" not in cache:
             return
@@ -177,7 +178,7 @@ def test_a_child_of_fork_keeps_what_its_parent_kept_and_both_see_changes(cache):
     kept = cache.get("key")
 
     def look_and_change():
-        cache.get("other")  # the first operation of a child makes it a user of its own
+        cache.get("other")  # the child's first operation gives it a slot of its own
         same = cache.get("key") is kept
         cache.set("key", [2])
         return same, cache.get("key")
@@ -195,8 +196,8 @@ def sights(cache, keys):
 
 
 def test_no_old_value_is_found_after_its_memory_was_given_back(make_cache):
-    """An element whose memory was given back has its first versions again: the same entry may be
-    stored in the same place, under the same header, with another value."""
+    """An element whose memory was given back begins with the same versions again, so another value
+    of an entry can be stored in the same place under the same header."""
     cache = make_cache(key=int, value=object, max_entries=5000, copy=False)
     keys = range(3000)
     repeated, before = 0, {}
@@ -230,8 +231,8 @@ def test_a_handle_keeps_no_more_values_than_its_limit(cache):
 
 @pytest.mark.parametrize("length", [4, 40])
 def test_a_thousand_values_that_are_read_in_turn_are_kept(make_cache, length):
-    """Nearly all: four values have places for those of their keys' hashes. With one place for each
-    hash most values would push each other out."""
+    """Nearly all of the values are kept, because each group of hashes has four places; with one
+    place each, most values would replace each other."""
     cache = make_cache(key=str, max_entries=2000, copy=False)
     keys = [f"{number:0{length}}" for number in range(1000)]
     for key in keys:
@@ -240,7 +241,7 @@ def test_a_thousand_values_that_are_read_in_turn_are_kept(make_cache, length):
 
     same = sum(cache.get(key) is one for key, one in zip(keys, first, strict=True))
 
-    assert same > 900  # 19 on average have no place, with a standard deviation of 10
+    assert same > 900  # on average 19 find no place, standard deviation 10
 
 
 def test_a_handle_keeps_no_more_bytes_than_its_limit(make_cache):
@@ -265,7 +266,8 @@ def test_a_value_that_is_too_large_to_keep_is_a_copy(make_cache):
 
 
 def test_a_kept_value_may_use_the_cache_when_it_is_freed(make_cache):
-    """A destructor runs inside get(), while another value takes the place of the kept one."""
+    """A kept value's destructor, which runs inside get() when another value takes its place, may
+    use the cache."""
     cache = make_cache(max_entries=5000, copy=False)
     numbers = []
     Talkative.said = lambda: numbers.append(cache.get("number"))
@@ -288,12 +290,11 @@ class Talkative:
 
 # ---- together ----
 
-COUNT = 40  # keys
+COUNT = 40  # number of keys
 
 
 def write(gate, cache, done, first, rounds, seed):
-    """Store versions of some keys, one after the other, and publish each version once it is
-    stored."""
+    """Store versions of some keys, and publish each version after it was stored."""
     rng = random.Random(seed)
     gate.wait()
     versions = [0] * COUNT
@@ -304,7 +305,7 @@ def write(gate, cache, done, first, rounds, seed):
             cache.delete(key)
         cache.set(key, [key, versions[key]] * 20)
         done[key] = versions[key]
-        if turn % 500 == 0:  # others come and go, and their memory with them
+        if turn % 500 == 0:  # other entries take memory and give it back
             for number in range(1000, 1400):
                 cache.set(number, number)
             for number in range(1000, 1400):
@@ -316,7 +317,7 @@ def read(gate, cache, done, rounds, seed):
     gate.wait()
     same = hits = 0
     kept = {}
-    while hits < rounds or same < 10:  # ends at the latest after the writers
+    while hits < rounds or same < 10:  # once the writers have ended, all hits are the same
         key = rng.randrange(COUNT)
         stored = done.get(key, 0)
         found = cache.get(key)
@@ -335,7 +336,8 @@ def read(gate, cache, done, rounds, seed):
 def test_no_reader_gets_a_value_older_than_one_that_was_stored(
     make_cache, map_name, method, rounds, seed
 ):
-    """The oracle: a writer publishes each version after it has stored it."""
+    """A writer publishes each version after it has stored it; a reader compares what it gets with
+    the version published before."""
     cache = make_cache(key=int, max_entries=2000, copy=False)
     with shmrhash.SharedDict(map_name + "-done", key=int, value=int) as done:
         done.unlink()
@@ -357,7 +359,7 @@ def test_threads_share_what_a_handle_keeps(cache):
         thread.join()
 
     assert len(found) == 800
-    assert len({id(one) for one in found}) <= len(threads)  # those that decoded it at once
+    assert len({id(one) for one in found}) <= len(threads)  # if all decoded it at once
 
 
 # ---- memoize ----

@@ -1,8 +1,9 @@
-"""Processes are killed while they store values of all sizes in a cache that is full of bytes (C1).
+"""Processes are killed while they store values of all sizes in a cache that is full of bytes
+(C1).
 
-A run that cannot grow is given back; if that has to wait, it stays named in the context, and the
-next attempt gives it back before it takes another one. Once it took the other one at once, and the
-first was lost: in one of ten storms of 120 kills.
+A run that cannot grow is given back. If that has to wait, the context keeps naming the run, and the
+next attempt gives it back before it takes another one. An earlier version took the other one at
+once and so lost the first, in one of ten storms of 120 kills.
 """
 
 import random

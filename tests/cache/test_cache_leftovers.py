@@ -1,5 +1,5 @@
-"""An operation deletes an expired entry while a stopped process holds the depots: its object is
-left to the operation, and is freed later."""
+"""If a stopped process holds the depots, an operation that deletes an expired entry cannot give its
+object back; it keeps the object, and frees it later."""
 
 import contextlib
 import mmap
@@ -11,9 +11,9 @@ from support.expiry import let_pass
 
 from shmrhash import LockTimeout, _core
 
-OBJECTS_HEADER_BYTES = 4096  # then the depots of the small classes follow, 64 bytes each
+OBJECTS_HEADER_BYTES = 4096  # before the depots of the small classes
 SMALL_CLASSES = 11
-CONTEXTS = 4  # more than this process uses
+CONTEXTS = 4  # more contexts than this process uses
 PATIENCE_SECONDS = 20
 
 
@@ -40,10 +40,10 @@ def computing(cache, key):
 
 @contextlib.contextmanager
 def held_depots(cache, context):
-    """Hold the depots of all small objects, in the name of a context, until the block ends."""
+    """Hold the depots of all small objects in the name of this context until the block ends."""
     handle = cache.handle
     depots = handle.info()["depots"]
-    # The element of a cache has a mark after the value.
+    # In a cache's element, 8 bytes of mark follow the value.
     start = OBJECTS_HEADER_BYTES + _core.segment_bytes(
         handle.key_size, handle.value_size + 8, handle.max_entries, depots
     )

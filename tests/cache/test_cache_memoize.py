@@ -1,4 +1,4 @@
-"""Hits of memoized functions: the core finds them, under the keys that cache_key() makes."""
+"""Hits of memoized functions, which the core finds under the keys that cache_key() makes."""
 
 import asyncio
 import datetime
@@ -173,8 +173,8 @@ def test_a_kept_error_is_raised_again(cache):
 
 
 def test_a_kept_error_is_each_callers_own(cache):
-    """Raising one exception object for all callers would add to its traceback, which keeps their
-    objects alive."""
+    """Each caller gets an exception object of its own; a shared one would collect tracebacks, which
+    keep all callers' objects alive."""
 
     @cache.memoize(errors=KeyError, copy=False)
     def function(*_, **__):

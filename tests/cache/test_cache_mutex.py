@@ -1,5 +1,5 @@
-"""Cache.mutex(): one thread of all processes has it at a time, and no thread keeps it beyond the
-death of its process."""
+"""Cache.mutex(): one thread of all processes holds it at a time, and it is free after the death of
+its holder's process."""
 
 import dis
 import os
@@ -34,7 +34,7 @@ def test_a_mutex_excludes_and_leaves_nothing(cache):
         assert not in_child(lambda: cache.mutex(key).acquire(timeout=0.01))
         assert cache.mutex(key).locked()
         assert mutex.locked()
-        cache.set(key, 1)  # which has nothing to do with it
+        cache.set(key, 1)  # the entry of the same key is independent
         assert cache.get_or_compute(key, lambda: 2) == 1
         assert mutex.locked()
     assert not cache.mutex(key).locked()
@@ -85,7 +85,7 @@ def add_one(gate, cache, key, counted, rounds):
     gate.wait()
     for _ in range(rounds):
         with cache.mutex(key):
-            counted["n"] = counted["n"] + 1  # a read and a write
+            counted["n"] = counted["n"] + 1  # would lose additions without the mutex
 
 
 @pytest.mark.parametrize("method", ["thread", "fork"])  # the jobs are functions of this file
@@ -117,12 +117,13 @@ def test_clear_takes_a_mutex_away(make_cache):
 
 
 class Stop(BaseException):
-    """The exception that a signal handler raises."""
+    """The exception that the signal handler raises."""
 
 
 def interrupted(function, at):
     """Call function(), and raise Stop before the at-th instruction of acquire() or _claimed(), but
-    not before a return, where no handler of a signal runs; return whether it has that many."""
+    not before a return, where Python runs no signal handler. Return whether there were so many
+    instructions."""
     left = at
 
     def trace(frame, event, _):
@@ -161,7 +162,8 @@ def claim(cache):
 
 @pytest.mark.parametrize("act", [take, claim])
 def test_a_thread_interrupted_while_it_takes_the_mutex_does_not_have_it(make_cache, act):
-    """An exception may interrupt it at any instruction."""
+    """An exception interrupts the acquiring thread at each instruction in turn; after it, the mutex
+    is free."""
     cache = make_cache(key=int, value=int, max_entries=100)
     at = 0
     while interrupted(lambda: act(cache), at):

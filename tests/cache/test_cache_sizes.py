@@ -15,7 +15,8 @@ ENTRY_BYTES = 90  # what an entry takes beside its value
 
 
 def fill(cache, size, turns, base):
-    """Store this many turns of values of this size; return how many values were stored."""
+    """Store new values of this size, so many times as many as fit; return how many values were
+    stored."""
     count = int(turns * MOST_BYTES / (size + ENTRY_BYTES))
     for number in range(count):
         cache.set(base + number, bytes(size))
@@ -28,7 +29,7 @@ def full_of(size):
 
 
 def count_of(cache, base, count):
-    """How many keys of a range are in the cache."""
+    """Return how many keys of a range are in the cache."""
     return sum(key in cache for key in range(base, base + count))
 
 
@@ -49,8 +50,8 @@ def in_use(cache):
     ("old", "new"), [(200, 5_000), (5_000, 200), (200, 8_000), (1_000, 200), (200, 30_000)]
 )
 def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
-    """No memory stays with the old size: after two turnovers all of the cache's memory has values
-    of the new size."""
+    """After values of a new size for twice the cache's memory have been stored, all of the memory
+    has values of the new size."""
     cache, fresh = roomy(make_cache), roomy(make_cache)
     fill(cache, old, 1.5, 0)
     full = count_of(fresh, 0, fill(fresh, new, 2, 0))
@@ -67,8 +68,8 @@ def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
 
 
 def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
-    """Every sixth entry is read, and so stays while its neighbours are evicted. Large values get
-    the memory of whole blocks, and few of them have to evict each other."""
+    """Every sixth small entry was read, and so stays in its block while its neighbours are evicted.
+    Large values get the memory of whole blocks, and need not evict each other."""
     cache = roomy(make_cache)
     rng = random.Random(seed)
     for number in range(fill(cache, 200, 1.0, 0)):
@@ -84,7 +85,7 @@ def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
 
 
 def test_a_large_value_evicts_about_as_many_bytes_as_it_has(make_cache):
-    """The other small values stay in the cache."""
+    """A large value evicts small values of about as many bytes, and the others stay."""
     cache = roomy(make_cache)
     fill(cache, 200, 1.5, 0)
     full = len(cache)
@@ -99,7 +100,8 @@ def test_a_large_value_evicts_about_as_many_bytes_as_it_has(make_cache):
 
 
 def zipf(rng, keys, exponent=0.9):
-    """A function that draws keys."""
+    """Return a function that draws keys, the key of rank n with a probability in proportion to n **
+    -exponent."""
     sums, total = [], 0.0
     for rank in range(1, keys + 1):
         total += rank**-exponent
@@ -120,9 +122,9 @@ def hit_ratio(cache, draw, count, size, base):
 
 @pytest.mark.parametrize(("old", "new"), [(200, 5_000), (5_120, 200)])
 def test_hit_ratio_does_not_remember_values_of_another_size(make_cache, seed, old, new):
-    """Goal 12: what was often read is evicted only as other keys prove that they are, too, whatever
-    its size. So after a change of keys the hit ratio is that of a cache whose old values had the
-    new size, or better, and in the end that of a new cache."""
+    """Values of an old size that were read often are evicted as soon as if they had the new size.
+    So after a change of keys and size the hit ratio is at least that of a cache whose old values
+    had the new size, and in the end that of a new cache."""
     rng = random.Random(seed)
     turn = full_of(new)
     after = zipf(rng, 5 * turn)
@@ -164,7 +166,7 @@ def test_a_value_that_is_being_changed_keeps_its_block(make_cache):
 
 
 def test_a_mapped_value_stays_while_its_block_is_wanted(make_cache):
-    """R2: an array that is in use keeps its bytes, whatever becomes of its entry."""
+    """R2: an array that the program uses keeps its bytes, although its entry is evicted."""
     numpy = pytest.importorskip("numpy")
     cache = make_cache(**cache_options(ROOM_BYTES, key=int, value=Array("i8"), max_entries=1 << 14))
     for key in range(9_000):
@@ -181,7 +183,7 @@ def test_a_mapped_value_stays_while_its_block_is_wanted(make_cache):
 
 
 def move(gate, name, seed, rounds):
-    """Store values whose size changes again and again; assert that each value found is whole."""
+    """Store values whose size changes at random; assert that each value found is whole."""
     rng = random.Random(seed)
     with Cache(name, key=int, value=bytes) as cache:
         gate.wait()

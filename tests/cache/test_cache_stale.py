@@ -1,4 +1,4 @@
-"""Values that are computed again while the old value is still returned: stale= and early=."""
+"""With stale= and early= values are computed again while callers still get the old value."""
 
 import asyncio
 import os
@@ -34,7 +34,8 @@ def fail():
 
 
 def test_a_stale_value_is_computed_again_by_one(cache):
-    """Callers that ask during the computation get the old value at once."""
+    """One caller computes a stale value again; callers that ask during the computation get the old
+    value at once."""
     key, old, new, _ = example(cache)
     assert cache.get_or_compute(key, lambda: old, ttl=SHORT_S, stale=LONG_S) == old
     assert cache.get_or_compute(key, fail, ttl=SHORT_S, stale=LONG_S) == old
@@ -54,7 +55,8 @@ def test_a_stale_value_is_computed_again_by_one(cache):
 
 
 def test_an_entry_that_changed_during_the_computation_stays(cache):
-    """The entry is stored, deleted or touched during the computation, and stays as that left it."""
+    """If the entry is stored, deleted or touched during the computation, that counts, and the
+    result is not stored."""
     key, old, new, newest = example(cache)
     for change, left in (
         (lambda: cache.set(key, newest), newest),
@@ -128,8 +130,8 @@ def test_a_refresher_that_dies_leaves_its_place_to_the_next(make_cache):
 
 
 def test_early_computes_again_before_the_end(make_cache):
-    """The probability rises with the time that the last computation took and towards the deadline.
-    The test chooses factors with which it is nearly 0 and nearly 1."""
+    """The probability of an early computation rises with the time that the last one took, and
+    towards the deadline. The test chooses factors with which it is nearly 0 and nearly 1."""
     cache = make_cache(key=str, value=int, max_entries=50)
 
     assert cache.get_or_compute("k", lambda: let_pass(SHORT_S) or 1, ttl=LONG_S, early=1.0) == 1
@@ -141,8 +143,8 @@ def test_early_computes_again_before_the_end(make_cache):
         for _ in range(20)
     }
 
-    assert len(computed) > 10  # each with a probability above 0.95
-    cache.set("stored", 1, ttl=LONG_S)  # which took no time to compute
+    assert len(computed) > 10  # each call computes with a probability above 0.95
+    cache.set("stored", 1, ttl=LONG_S)  # a value that took no time to compute
     assert cache.get_or_compute("stored", fail, ttl=LONG_S, early=1e6) == 1
 
 
@@ -180,7 +182,7 @@ def test_refresh_stores_for_the_stale_time_too(make_cache):
 
 
 def test_the_longest_times_keep_a_value(make_cache):
-    """The sum of ttl and stale time is larger than the largest deadline."""
+    """A value is kept although the sum of its ttl and stale time exceeds the largest deadline."""
     cache = make_cache(key=str, value=int, max_entries=50)
     longest = 1 << 33
 
@@ -201,7 +203,7 @@ def test_numbers_that_make_no_sense_are_refused(make_cache, options):
 
 
 def refresh_often(gate, name, rounds):
-    """Assert that no value is older than one that this process has seen."""
+    """Ask for a value that is soon stale; assert that none is older than an earlier one."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         last = 0

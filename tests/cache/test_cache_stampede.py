@@ -17,16 +17,16 @@ from support.workers import run_together
 from shmrhash import Cache
 
 NEVER_S = 600
-LONG_S = 7000  # a busy machine may need it for 100,000 tries; what is judged is what they found
-TAKEN_OVER_S = 0.06  # a waiter looks at the owner at least every 50 ms
-POLLS = 10  # of a computation, which lets others delete its key
+LONG_S = 7000  # a busy machine may need it for 100,000 tries
+TAKEN_OVER_S = 0.06  # a waiter looks every 50 ms whether the owner lives
+POLLS = 10  # in a computation, to let others delete its key
 POLL_S = 0.00005
 RECORD = struct.Struct("<qdd")
 
 
 class Log:
-    """A file to which processes append a record for each computation: the key, the time, and how
-    long the thread has been ready to run and did not."""
+    """A file to which processes append a record for each computation: the key, the time, and for
+    how long the thread has been ready to run and had no processor."""
 
     def __init__(self, path):
         self.path = path
@@ -47,8 +47,8 @@ def log(tmp_path):
 
 
 def ask_for_all(go, name, log, number, keys):
-    """Ask for all keys, in an order of this process's own. A process whose number is 0 or greater
-    dies in its first computation."""
+    """Ask for all keys in a random order; a process with a number of 0 or greater dies in its first
+    computation."""
     order = list(range(keys))
     random.Random(number).shuffle(order)
     with Cache(name, key=int, value=int, timeout=NEVER_S) as cache:
@@ -66,7 +66,8 @@ def ask_for_all(go, name, log, number, keys):
 
 
 def stampede(cache, log, processes, keys, victims):
-    """Return how many of the victims died: a victim that finds all values computed does not."""
+    """Let all processes ask for all keys; return how many of the victims died. (A victim that finds
+    all values computed lives.)"""
     go = mmap.mmap(-1, 1)
     numbers = [*range(victims), *range(victims - processes, 0)]
     crew = [Child(ask_for_all, go, cache.name, log, number, keys) for number in numbers]
@@ -93,9 +94,9 @@ def stampede(cache, log, processes, keys, victims):
 def test_each_key_is_computed_once_and_once_more_for_each_death(
     make_cache, log, processes, keys, victims
 ):
-    """C1: neither more nor fewer computations than keys and deaths."""
-    # Room for more than the keys: of two processes that claim one key, each takes a right to an
-    # entry for a moment, and where these run out an entry is evicted, and computed again.
+    """C1: there are exactly as many computations as keys and deaths."""
+    # There is room for twice the keys, because each of two processes that claim one key takes a
+    # credit for a moment; without credits an entry would be evicted, and computed again.
     cache = make_cache(key=int, value=int, max_entries=2 * keys, timeout=NEVER_S)
 
     deaths = stampede(cache, log, processes, keys, victims)
@@ -109,8 +110,9 @@ def test_each_key_is_computed_once_and_once_more_for_each_death(
 
 @pytest.mark.parametrize("deaths", [5, pytest.param(40, marks=pytest.mark.thorough)])
 def test_a_dead_claimant_is_replaced_soon(make_cache, log, deaths):
-    """C1: after the death of a computing process another one computes within 60 ms in most cases,
-    times without a processor not counted; the exit of the dead process takes time, too."""
+    """C1: in most cases another process computes within 60 ms after the death of a computing
+    process. Times without a processor are not counted; the exit of the dead process takes time,
+    too."""
     cache = make_cache(key=int, value=int, max_entries=1000, timeout=NEVER_S)
     late = []
 
@@ -130,7 +132,7 @@ def test_a_dead_claimant_is_replaced_soon(make_cache, log, deaths):
         waiter = Child(wait_for, key)
         while not cache.get(-key):
             time.sleep(0.001)  # a poll
-        time.sleep(0.15)  # until the waiter sleeps for 50 ms at a time
+        time.sleep(0.15)  # by now the waiter sleeps for 50 ms at a time
         before = starved_s(waiter.pid)
         died = time.monotonic()
         holder.kill()
@@ -147,7 +149,8 @@ def test_a_dead_claimant_is_replaced_soon(make_cache, log, deaths):
 
 
 def compute_all_the_time(gate, name, source, computing):
-    """computing: the number of the computation under way, or 0."""
+    """Compute the value of key 1 again and again; `computing` has the number of the computation
+    under way, or 0."""
     with Cache(name, key=int, value=int, timeout=NEVER_S) as cache:
         number = 0
 
@@ -167,8 +170,8 @@ def compute_all_the_time(gate, name, source, computing):
 
 
 def invalidate(gate, name, source, computing, tries):
-    """Change the source and delete the key during each of `tries` computations; assert that each
-    value found then was computed afterwards. Return how often a value was found."""
+    """Change the source and delete the key during `tries` computations; assert that each value
+    found after that was computed after it. Return how often a value was found."""
     found = 0
     seen = set()
     with Cache(name, key=int, value=int, timeout=NEVER_S) as cache:
@@ -203,7 +206,8 @@ def invalidate(gate, name, source, computing, tries):
     ],
 )
 def test_no_value_from_before_a_deletion_is_found(make_cache, tries):
-    """The key is deleted `tries` times while two processes compute its value."""
+    """The key is deleted during `tries` computations of two processes; no value computed before a
+    deletion is found after it."""
     cache = make_cache(key=int, value=int, max_entries=10, timeout=NEVER_S)
     source, *computing = [memoryview(mmap.mmap(-1, 8)).cast("q") for _ in range(3)]
     jobs = [(compute_all_the_time, cache.name, source, word) for word in computing]

@@ -1,4 +1,5 @@
-"""CacheTrace notes the operations of a cache while a trace runs, and costs nothing otherwise."""
+"""CacheTrace notes the operations of a cache while the trace runs; a cache without a trace has the
+methods of its class."""
 
 import asyncio
 import json
@@ -21,7 +22,7 @@ KINDS = {
     tracing.DELETE: "delete",
     tracing.CLEAR: "clear",
 }
-ROUNDS = 3000  # more than are pending at once
+ROUNDS = 3000  # more records than wait to be written
 WORKERS = 3
 
 
@@ -36,8 +37,8 @@ def path(tmp_path):
 
 
 def records(path):
-    """(digest, nanoseconds, kind) of each record, in the order of time; asserts that all records
-    are whole."""
+    """Return (digest, nanoseconds, kind) of each record in the order of time; assert that all
+    records are whole."""
     content = path.read_bytes()[tracing.HEAD_BYTES :]
     assert len(content) % tracing.RECORD.size == 0
     found = [
@@ -47,7 +48,7 @@ def records(path):
 
 
 def events(path):
-    """(kind in words, number of the key by its first appearance) in the order of time."""
+    """Return (kind in words, number of the key by its first appearance) in the order of time."""
     numbers = {}
     return [
         (KINDS[kind], None if kind == tracing.CLEAR else numbers.setdefault(key, len(numbers)))
@@ -112,8 +113,8 @@ def test_each_operation_is_noted(cache, path, act, expected):
 @pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize("stale", [None, 30])
 def test_hits_of_memoized_functions_are_noted(make_cache, path, copy, stale):
-    """Without a trace such hits ask the core, not a method of the cache; with one they are noted,
-    also with arguments by name, and of coroutines."""
+    """Hits of memoized functions, which without a trace only the core sees, are noted, also with
+    keyword arguments and of coroutines."""
     cache = make_cache(max_entries=1000)
     options = {"copy": copy, "ttl": 60} | ({} if stale is None else {"stale": stale})
 
@@ -154,7 +155,7 @@ def test_a_namespace_of_a_traced_cache_works_as_ever(make_cache, path):
 
 
 def test_operations_do_what_they_do_without_a_trace(cache, path):
-    """Their results, defaults and exceptions are the same."""
+    """The results, defaults and exceptions of a traced cache are those of one without a trace."""
     with CacheTrace(cache, path):
         assert cache.get("a") is None
         assert cache.get("a", 5) == 5
@@ -196,7 +197,7 @@ def test_a_cache_that_is_not_traced_has_the_methods_of_its_class(cache, path):
 
 
 def test_a_sample_has_all_lookups_of_some_keys(cache, path, tmp_path):
-    """A sample has the same keys in each process, and its records are those of a whole trace."""
+    """Each process traces the same sample of keys, all lookups of these, and no others."""
 
     def ask():
         for key in range(400):
@@ -213,12 +214,12 @@ def test_a_sample_has_all_lookups_of_some_keys(cache, path, tmp_path):
     whole = {key for key, _, kind in records(tmp_path / "whole") if kind == tracing.MISS}
     assert set(sampled) == {key for key in whole if key < 0.25 * tracing.DIGEST_MAX}
     assert 50 < len(set(sampled)) < 150
-    assert total(path, tracing.ASKED) == 1200  # the child ended by os._exit(), and wrote none
+    assert total(path, tracing.ASKED) == 1200  # the child ended by os._exit(), so it wrote no count
 
 
 def test_processes_share_a_file_of_whole_records(cache, path):
-    """C1: also if one of the processes is killed. A child of fork writes no record of its parent a
-    second time."""
+    """C1: all records in the file are whole although one of the processes is killed, and a forked
+    child does not write its parent's records a second time."""
     trace = CacheTrace(cache, path)
     cache.get("of the parent")
 
@@ -243,14 +244,14 @@ def test_processes_share_a_file_of_whole_records(cache, path):
 
     asked = [key for key, _, kind in records(path) if kind == tracing.MISS]
     counts = Counter(asked)
-    assert counts[asked[0]] == 1  # the parent's, which asked first
+    assert counts[asked[0]] == 1  # the first record is of the parent, and is there once
     assert sum(count >= WORKERS for count in counts.values()) == ROUNDS
-    assert len(asked) > WORKERS * ROUNDS + 1  # the victim wrote some
+    assert len(asked) > WORKERS * ROUNDS + 1  # some records are the victim's
     assert total(path, tracing.ASKED) >= WORKERS * ROUNDS + 1
 
 
 def test_a_trace_ends_by_itself(cache, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracing, "_PENDING_NS", 0)  # it writes, and looks at its limits, each time
+    monkeypatch.setattr(tracing, "_PENDING_NS", 0)  # write, and look at the limits, each time
     small = CacheTrace(cache, path, max_bytes=tracing.HEAD_BYTES + 200)
     for number in range(20):
         cache.get(str(number))
@@ -301,7 +302,7 @@ def test_wrong_arguments_are_refused(cache, path, tmp_path):
 
 
 def test_the_environment_asks_for_a_trace(cache, path):
-    """The variable names one cache, which is traced in each process that opens it."""
+    """The environment variable names one cache, which each process that opens it traces."""
     program = f"""
 from shmrhash import Cache, CacheTrace
 with Cache({cache.name!r}, key=str, value=object) as cache, Cache(key=int) as other:

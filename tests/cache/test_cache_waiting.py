@@ -1,4 +1,5 @@
-"""Waiting for keys of a Cache: as for keys of a dict, and for what only a cache does to entries."""
+"""Waiting for keys of a Cache works as for those of a dict, and also tells of evictions, claims and
+expiry."""
 
 import asyncio
 
@@ -20,7 +21,8 @@ def cache(make_cache):
 
 
 def woken_by(cache, change, *until):
-    """Wait for "key" in a thread; when it sleeps, call change(). Return the result of the wait."""
+    """Wait for "key" in a thread, and call change() when it sleeps; return the result of the
+    wait."""
     waiting = Waiting(cache.wait, "key", *until, timeout=LONG_S)
     until_somebody_sleeps(cache)
     change()
@@ -61,8 +63,8 @@ def test_every_deletion_wakes_a_waiter(cache, deletion):
 
 
 def test_an_evicted_entry_is_gone(cache):
-    """A scan through the cache evicts the key, which no process reads: the waiter's looks do not
-    count as reads."""
+    """A scan through the cache evicts the key that a waiter waits for, because the waiter's own
+    looks do not count as reads."""
     cache.set("key", 7)
 
     def scan():
@@ -80,8 +82,8 @@ def test_an_expired_entry_is_gone(cache):
 
 
 def test_a_claim_is_no_value_and_no_change(cache):
-    """Waiters sleep while another process computes; they wake when it stores a value, and not if it
-    stores none."""
+    """Waiters sleep while another process computes. They wake when it stores a value, and sleep on
+    if it stores none."""
     waiting = Waiting(cache.wait, "key", CHANGED, timeout=LONG_S)
     until_somebody_sleeps(cache)
     with cache.claim("key"):
@@ -104,7 +106,8 @@ def test_a_store_by_another_process_wakes_a_waiter(cache):
 
 
 def test_a_look_is_no_hit_and_no_miss_and_no_use(cache):
-    """If a waiter's look were a read, a thread that waits for an eviction would prevent it."""
+    """A waiter's look does not count as a read; otherwise a thread that waits for an eviction would
+    prevent it."""
     cache.set("key", 7)
     with cache.watch(["key", "other"], initial=True) as changes:
         assert next(changes) == Change("set", "key", 7)
@@ -118,7 +121,7 @@ def test_a_look_is_no_hit_and_no_miss_and_no_use(cache):
 
 def test_what_cannot_be_decoded_is_absent(cache):
     with cache.watch() as changes:
-        cache.set("key", Child)  # a class that pickles by name
+        cache.set("key", Child)  # a class, which is pickled by its name
         assert changes.poll() == [Change("set", "key", Child)]
         with pytest.MonkeyPatch.context() as patch:
             patch.delattr("support.children.Child")
@@ -138,14 +141,14 @@ def test_a_copy_follows_stores_evictions_and_deletions(make_cache, key):
         assert entries == cache.get_many(f"{key} {number}" for number in range(100))
         assert len(entries) == 20
         assert copy.lost == []
-        cache.clear()  # one store, so no key is named
+        cache.clear()  # clear() is one store, which names no key
         assert copy.catch_up() == {}
         assert copy.lost == [1]
 
 
 def test_watch_reports_no_value_while_a_key_is_computed(cache):
-    """The watch reports a claim as a deletion; the same holds for the shadow under which a stale
-    value is computed again."""
+    """A watch does not report a claim, nor the shadow under which a stale value is computed again,
+    as an entry."""
     cache.set("key", 1, ttl=0.01)
     until(lambda: "key" not in cache)
     cache.get_or_compute("key", lambda: 2, ttl=0.01, stale=60)
