@@ -1,4 +1,5 @@
-"""Servers and clients for tests that are skipped where they are absent."""
+"""Servers and clients for the tests of near caches; a test is skipped where the server that it
+needs is not installed."""
 
 import pytest
 from support import near_cluster, near_postgres, near_servers
@@ -15,7 +16,7 @@ def server(request, tmp_path):
 
 @pytest.fixture
 def library():
-    """The library of the client; test_clients.py has others as well."""
+    """The client's library, redis-py. test_clients.py uses others, too."""
     return pytest.importorskip("redis", reason="the client redis is not installed")
 
 
@@ -41,7 +42,7 @@ def cluster(shared_cluster):
 
 @pytest.fixture(scope="session")
 def started_postgres():
-    """A server for all tests of a worker: it takes a second to make one."""
+    """A server of PostgreSQL for all tests of a worker, because starting one takes a second."""
     made = near_postgres.Server()
     yield made
     made.close()
@@ -49,7 +50,7 @@ def started_postgres():
 
 @pytest.fixture
 def postgres(started_postgres):
-    """The server, with an empty table `items`."""
+    """That server, with an empty table `items`."""
     near_postgres.make_table(started_postgres)
     return started_postgres
 

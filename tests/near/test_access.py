@@ -1,4 +1,4 @@
-"""Near caches use the settings of the client: TLS, names of nodes, users and their rights."""
+"""Near caches use the settings of the client: TLS, the names of nodes, users and their rights."""
 
 import contextlib
 import subprocess
@@ -17,12 +17,12 @@ PROGRAMS = near_servers.programs()
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
 STALE = 0.4
 PATIENCE_S = 60
-KEYS = [f"k{number}" for number in range(12)]  # of all primaries
-# What docs/howto/near_cache.md says that a user needs, and the commands of the program.
+KEYS = [f"k{number}" for number in range(12)]  # in slots of all primaries
+# The rights that docs/howto/near_cache.md lists, and those for the commands of these tests.
 RIGHTS = ["-@all", "+hello", "+select", "+ping", "+get", "+pttl", "+set", "+del"]
 OF_SERVER = [*RIGHTS, "+client|tracking", "+info", "+role"]
 OF_CLUSTER = [*RIGHTS, "+client|tracking", "+info", "+cluster|nodes", "+cluster|slots", "+asking"]
-OF_CLIENT = ["+command", "+cluster"]  # redis-py's cluster client asks for these itself
+OF_CLIENT = ["+command", "+cluster"]  # commands that redis-py's cluster client sends by itself
 
 
 def near_of(client, name, **options):
@@ -31,7 +31,7 @@ def near_of(client, name, **options):
 
 
 def user_of(server, rights, **more):
-    """A client that logs in as a user with these rights."""
+    """Return a client that logs in as a user with these rights."""
     with redis.Redis(unix_socket_path=server.path) as client:
         client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~k*", *rights)
     settings = {"username": "app", "password": "secret"} | more
@@ -86,7 +86,8 @@ def test_a_wrong_password_is_the_clients_error_and_leaves_nothing(server, map_na
 
 
 def test_rights_that_are_taken_away_end_the_watch_with_a_message(server, map_name, client):
-    """The tracker's next connection is refused: from then on values live for their ttl."""
+    """The tracker loses its right and its connection, and its next one is refused; from then on
+    values live for their ttl, and info() names the missing right."""
     with user_of(server, OF_SERVER) as theirs, near_of(theirs, map_name) as near:
         assert near.ready(PATIENCE_S)
         client.execute_command("ACL", "SETUSER", "app", "-client|tracking")
@@ -124,7 +125,8 @@ def tls_cluster(tmp_path):
 
 @pytest.mark.thorough
 def test_a_cluster_over_tls_whose_nodes_have_names_and_users(tls_cluster, map_name):
-    """The near cache knows the nodes by the names that they announce, as TLS has to."""
+    """The near cache knows the nodes by the names that they announce, because the certificates are
+    for names."""
     for node in tls_cluster.nodes:
         words = "app", "on", ">secret", "~k*", *OF_CLUSTER, *OF_CLIENT
         node.ask("ACL", "SETUSER", *words)
@@ -139,7 +141,7 @@ def test_a_cluster_over_tls_whose_nodes_have_names_and_users(tls_cluster, map_na
             def named():
                 return {each["server"] for each in near.info()["nodes"].values()}
 
-            # A replica that was not known as one at first may have a line, but nobody asked it.
+            # A replica that was not known to be one may have a line, but was never asked.
             until(lambda: named() - {""} == known)
             tls_cluster.fail_over(tls_cluster.primaries()[0])
             tls_cluster.wait()

@@ -30,7 +30,7 @@ def near_of(client, name):
 
 
 def use(near, client):
-    """Assert that values, changes, absence and own writes are right."""
+    """Assert that reads, changes, absent keys and own writes have the right results."""
     assert near.ready(PATIENCE_S)
     for key in KEYS:
         client.set(key, "one")
@@ -60,7 +60,8 @@ async def use_in_a_loop(near):
 
 
 def test_clients_of_one_server(server, library, client, map_name):
-    """If the server refuses, the near cache raises the exception of the client's library."""
+    """The near cache works with the client of each library, and raises this library's exception if
+    the server refuses a command."""
     kind = near_servers.CLIENTS[library.__name__](library)
     with (
         kind(unix_socket_path=server.path, socket_timeout=0.3) as own,

@@ -1,4 +1,5 @@
-"""NearCache over a cluster of Redis or Valkey: routing, invalidation by each primary, and moves."""
+"""NearCache over a cluster of Redis or Valkey: routing, invalidation by each primary, and moves of
+slots."""
 
 import asyncio
 import contextlib
@@ -31,7 +32,7 @@ pytestmark = [
 ]
 GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "near_cache.md"
 FORK = multiprocessing.get_context("fork")
-KEYS = [f"k{number}" for number in range(30)]  # of all primaries
+KEYS = [f"k{number}" for number in range(30)]  # in slots of all primaries
 STALE = 0.4
 CLUSTERS_MAX = 5
 PATIENCE_S = 60
@@ -52,7 +53,7 @@ def near(cluster, map_name):
 
 @pytest.fixture
 def make_cluster(tmp_path):
-    """Makes clusters that a test may leave in any state, one at a time."""
+    """A function that makes clusters, one at a time, which a test may leave in any state."""
     made = []
 
     def make():
@@ -80,7 +81,7 @@ def client(cluster):
 
 
 def gets_of(cluster):
-    """How many GETs the servers have executed."""
+    """Return how many GETs the servers have executed."""
     texts = [node.ask("INFO", "commandstats").decode() for node in cluster.living()]
     return sum(
         int(line.partition("calls=")[2].partition(",")[0])
@@ -99,21 +100,22 @@ def values_of(near, keys=KEYS):
 
 
 def read(near, key):
-    """The value of a key now; "error" if no server answers for it."""
+    """Return the present value of a key, or "error" if no server answers for it."""
     with contextlib.suppress(redis.exceptions.RedisError, Unavailable):
         return near.get(key)
     return "error"
 
 
 def key_at(cluster, node):
-    """One of the keys whose slot a node owns."""
+    """Return one of the keys whose slot this node owns."""
     slots = node.owners()[node.id].split()
     spans = [(int(one.partition("-")[0]), int(one.partition("-")[2] or one)) for one in slots]
     return next(key for key in KEYS if any(a <= slot_of(key.encode()) <= b for a, b in spans))
 
 
 def test_each_primary_tells_its_changes_and_a_value_is_fetched_once(cluster, client, near):
-    """N1, N3, N6: there is one connection of a tracker to each primary, and none to a replica."""
+    """N1, N3, N6: the tracker has one connection to each primary and none to a replica, each value
+    is fetched once, and each change is seen."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -164,12 +166,13 @@ def hold(cluster, name):
     """Keep a near cache open until this process is killed."""
     with near_of(cluster, name) as near:
         near.ready(PATIENCE_S)
-        while True:  # until it is killed
+        while True:  # until this process is killed
             signal.pause()
 
 
 def test_the_processes_of_a_host_have_one_connection_to_each_primary(cluster, map_name, client):
-    """N5, N6: another process tracks when the tracker is killed."""
+    """N5, N6: three processes have one connection to each primary; when the tracker is killed,
+    another process becomes the tracker."""
     holders = [FORK.Process(target=hold, args=(cluster, map_name)) for _ in range(3)]
     for each in holders:
         each.start()
@@ -197,7 +200,8 @@ def test_the_processes_of_a_host_have_one_connection_to_each_primary(cluster, ma
 
 
 def test_nothing_from_before_an_agreed_failover_is_served(cluster, client, near):
-    """N2; and the values of the other primaries are kept."""
+    """N2: after the failover no value from before it is served, and the watches of the other
+    primaries continue."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -223,7 +227,8 @@ def test_nothing_from_before_an_agreed_failover_is_served(cluster, client, near)
 
 
 def test_keys_of_other_primaries_are_hits_while_one_is_dead(cluster, client, near):
-    """N2, N5: reads of the dead primary's keys raise until its replica has taken over."""
+    """N2, N5: until a replica has taken over from the dead primary, keys of the others are hits;
+    after that, its keys have the new values."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -275,8 +280,8 @@ def test_a_primary_that_is_not_heard_is_out_after_max_stale_and_the_others_are_n
 
 
 def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client, near):
-    """N1: the primary takes itself for the owner of its slots for a while, answers questions, and
-    tells of changes. The test reads hits only."""
+    """N1: a primary that was stopped and replaced still takes itself for the owner of its slots for
+    a while, answers questions, and tells of changes. The test reads hits only."""
     stopped = cluster.primaries()[0]
     key = key_at(cluster, stopped)
     client.set(key, "old")
@@ -304,15 +309,15 @@ def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client
 
 
 def left_behind(near, cluster, client):
-    """A primary receives no messages of the other nodes any more, though they receive its own, and
-    is replaced. Return the value that hits find, max_stale after a change at the new primary."""
+    """Let a primary receive no more messages of the other nodes, though they receive its own, and
+    replace it. Return what a hit finds after a change at the new primary and max_stale."""
     assert near.ready(PATIENCE_S)
     alone = cluster.primaries()[2]
-    # It gets the greatest epoch, so that its right does not change when it forgets the others; and
-    # all hear of it, or the replica could not get a greater one.
+    # The primary gets the greatest epoch, so that its claim to its slots does not change when it
+    # forgets the others. All have to hear of that epoch, because the replica needs a greater one.
     alone.ask("CLUSTER", "BUMPEPOCH")
     until_well(lambda: cluster.agrees_on_epoch(alone), "the new epoch is not known")
-    time.sleep(STALE)  # four rounds of questions: the near cache knows it, too
+    time.sleep(STALE)  # by now the near cache has heard of it, too
     replica, key = cluster.replica(alone), key_at(cluster, alone)
     client.set(key, "old")
     until(lambda: near.get(key) == b"old" and near.age() < STALE)
@@ -329,7 +334,7 @@ def left_behind(near, cluster, client):
 
 
 def test_a_primary_that_others_contradict_is_not_believed(own_cluster, map_name):
-    """N1: whatever the primary says of itself."""
+    """N1: a primary that others say is replaced is not believed, whatever it says of itself."""
     with near_of(own_cluster, map_name) as near, own_cluster.client() as client:
         assert left_behind(near, own_cluster, client) is None
         until(lambda: read(near, key_at(own_cluster, own_cluster.nodes[5])) == b"new")
@@ -338,8 +343,8 @@ def test_a_primary_that_others_contradict_is_not_believed(own_cluster, map_name)
 def test_the_law_above_finds_a_watch_that_asks_each_for_itself_only(
     make_cluster, map_name, monkeypatch
 ):
-    """One of a few clusters suffices: if the lease lapses on a busy machine, the mutant serves
-    nothing old either."""
+    """The test above finds a mutant that believes each node about itself. It may take several
+    clusters, because a lease that lapses on a busy machine hides the mutant."""
     monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
     found = []
     while b"old" not in found and len(found) < CLUSTERS_MAX:
@@ -350,8 +355,8 @@ def test_the_law_above_finds_a_watch_that_asks_each_for_itself_only(
 
 
 def moved_to_and_fro(cluster, near, key):
-    """Read an absent key, move its slot to another node, and create the key there; return what is
-    read max_stale later. Then the same with the two nodes exchanged."""
+    """Read an absent key, move its slot to another node, create the key there, and read it
+    max_stale later. Then do the same with the two nodes exchanged; return what was read."""
     slot = slot_of(key.encode())
     found = []
     for _ in range(2):
@@ -379,7 +384,8 @@ def moved_to_and_fro(cluster, near, key):
 
 
 def test_an_absent_key_is_not_absent_after_its_slot_has_moved(cluster, near):
-    """N1: the node that had the slot does not tell of the key's creation."""
+    """N1: a key is created at the new owner of its slot, of which the former owner tells nothing;
+    the near cache finds it all the same."""
     assert moved_to_and_fro(cluster, near, "k1") == [b"made"] * 4
 
 
@@ -391,7 +397,8 @@ def test_the_law_above_finds_a_watch_that_reads_the_topology_once(cluster, map_n
 
 
 def test_a_slot_moves_with_its_keys_and_a_node_joins(cluster, client, near):
-    """ASK and MOVED lead to each value all the time, and kept values stay right."""
+    """While a slot moves and a node joins, ASK and MOVED lead to each value, and the values that
+    are kept are right."""
     keys = [f"k{{1}}{number}" for number in range(20)]
     slot = slot_of(keys[0].encode())
     for key in keys:

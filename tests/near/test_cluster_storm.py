@@ -1,6 +1,7 @@
-"""Storms over a cluster: failovers, moves of slots, kills and stops; acknowledged versions judge.
+"""Storms over a cluster (failovers, moves of slots, kills and stops), whose reads are judged by
+acknowledged versions.
 
-What the servers themselves lose in a failover is found out by the writers, and no one else
+A failover may lose writes that the servers had acknowledged. Only the writers find out which
 (support/near_ledger.py).
 """
 
@@ -37,9 +38,9 @@ FORK = multiprocessing.get_context("fork")
 KEYS = tuple(f"k{number}" for number in range(24))
 WRITERS = 3
 STALE = 0.4
-READS = 100  # between two blows, at least
+READS = 100  # the fewest between two blows
 PATIENCE_S = 60
-LONG_BLOWS = 100  # of a long storm, at least
+LONG_BLOWS = 100  # the fewest of a long storm
 BLOWS = ("agreed failover", "kill", "freeze", "stop", "cut", "holder", "move", "move", "move")
 
 
@@ -50,11 +51,12 @@ def near_of(cluster, name, **options):
 
 
 def hold(cluster, name, path):
-    """Track or stand by, and read, until this process is killed; write what was read to a file."""
+    """Track or stand by, and read, until this process is killed; write into a file what was
+    read."""
     chance = random.Random()
     with near_of(cluster, name) as near, open(path, "wb", 0) as file:
         near.ready(PATIENCE_S)
-        while True:  # until it is killed
+        while True:  # until this process is killed
             portion = {}
             for _ in range(50):
                 key, began = chance.choice(KEYS), time.monotonic()
@@ -66,13 +68,13 @@ def hold(cluster, name, path):
 
 
 class Storm:
-    """Writers that never pause, a reader, and blows."""
+    """Writers that never pause, a reader, and blows against servers and processes."""
 
     def __init__(self, cluster, name, folder, seed):
         self.cluster, self.name, self.random = cluster, name, random.Random(seed)
         self.folder, self.logs = folder, 0
-        self.unjudged = []  # from when to when a holder may have asked a former primary
-        self.pauses = {number: threading.Lock() for number in range(WRITERS)}  # for a flush
+        self.unjudged = []  # times in which a holder may have asked a former primary
+        self.pauses = {number: threading.Lock() for number in range(WRITERS)}  # held by a flush
         self.ledger = Ledger(KEYS, STALE)
         self.over = threading.Event()
         self.blows = []
@@ -80,7 +82,7 @@ class Storm:
         self.errors = 0
 
     def write(self, keys, seed):
-        """Write versions of these keys, each once: what ended in an error is not tried again."""
+        """Write versions of these keys, each once: a write that failed is not repeated."""
         chance, pause = random.Random(seed), self.pauses[seed]
         with self.cluster.client(socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
             while not self.over.is_set():
@@ -103,7 +105,8 @@ class Storm:
             time.sleep(0.0003)
 
     def flush(self):
-        """FLUSHALL at all primaries: a deletion of each key. A failover may lose it as well."""
+        """Execute FLUSHALL at all primaries, which deletes each key. A failover may lose these
+        deletions as well."""
         with contextlib.ExitStack() as stack:
             for pause in self.pauses.values():
                 stack.enter_context(pause)
@@ -120,7 +123,8 @@ class Storm:
         return made
 
     def portions(self):
-        """What holders have read; the last portion of one that was killed may be cut."""
+        """Yield what the holders have read; the last portion of a killed holder may be
+        incomplete."""
         for path in self.folder.glob("seen.*"):
             with open(path, "rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
                 while True:
@@ -162,8 +166,9 @@ class Storm:
         cluster.wait()
 
     def freeze(self, primary, near):
-        """A primary stops until it has been replaced, and wakes. What it answers before it learns
-        that is its own fault, not ours: the reader knows by then; holders may ask it."""
+        """Stop a primary until it has been replaced, and then wake it. What it answers before it
+        learns that is the servers' fault: the reader knows better by then, but holders may ask it.
+        """
         replica = self.cluster.replica(primary)
         primary.signal(signal.SIGSTOP)
         until_well(replica.is_primary, "the replica does not take over")
@@ -185,7 +190,7 @@ class Storm:
             self.blow(kind, holders, near)
 
     def thread(self, function, *arguments):
-        """A thread whose failure is the storm's."""
+        """Return a thread whose failure becomes that of the storm."""
 
         def run():
             try:
@@ -196,7 +201,7 @@ class Storm:
         return threading.Thread(target=run)
 
     def run(self, kinds):
-        holders = [self.holder() for _ in range(2)]  # before any thread of this process
+        holders = [self.holder() for _ in range(2)]  # forked before this process has other threads
         try:
             with near_of(self.cluster, self.name, track=False) as near:
                 assert near.ready(PATIENCE_S)
@@ -229,7 +234,8 @@ class Storm:
         assert not self.trouble, self.blows
 
     def settle(self, near):
-        """One more write finds out what was lost; then every read equals the servers'."""
+        """Write each key once more, which shows which writes were lost; then assert that each read
+        equals the servers'."""
         with self.cluster.client() as client:
             for key in KEYS:
                 self.ledger.write(client, key, self.random.random() < 0.3)
@@ -255,7 +261,7 @@ def judged(cluster, name, folder, seed, kinds):
 @pytest.mark.thorough
 @pytest.mark.parametrize("shared_cluster", near_servers.cluster_programs()[:1], indirect=True)
 def test_no_read_is_older_than_max_stale(cluster, tmp_path, map_name, seed):
-    """N1, N2, N5."""
+    """N1, N2, N5: no read during the storm is older than max_stale."""
     kinds = [*BLOWS, "stop"]
     random.Random(seed).shuffle(kinds)
     ledger = judged(cluster, map_name, tmp_path, seed, kinds)
@@ -265,7 +271,7 @@ def test_no_read_is_older_than_max_stale(cluster, tmp_path, map_name, seed):
 
 
 def long_kinds(chance, seconds):
-    """Blows, LONG_BLOWS of them and more, until so many seconds are over."""
+    """Yield kinds of blows, at least LONG_BLOWS of them, until so many seconds have passed."""
     end, count = time.monotonic() + seconds, 0
     while count < LONG_BLOWS or time.monotonic() < end:
         count += 1
@@ -278,14 +284,16 @@ def long_kinds(chance, seconds):
 def test_no_read_is_older_than_max_stale_in_a_long_storm(
     cluster, tmp_path, map_name, seed, duration
 ):
-    """N1, N2, N5: `--duration 3600` makes it an hour's."""
+    """N1, N2, N5: no read is older than max_stale in a storm that lasts as long as --duration
+    says."""
     ledger = judged(cluster, map_name, tmp_path, seed, long_kinds(random.Random(seed), duration))
 
     assert ledger.wrong() == []
 
 
 def begins_only(right):
-    """The topology is read when the watch of a node begins, and never again."""
+    """Return a mutant of a method: it reads the topology when the watch of a node begins, and never
+    again."""
 
     def compare(self, primary, view):
         if primary.right is None:
@@ -298,14 +306,15 @@ def begins_only(right):
 def test_the_oracle_finds_a_watch_that_reads_the_topology_once(
     cluster, tmp_path, map_name, seed, monkeypatch
 ):
-    """In a few storms of moves. test_cluster.py finds it by a schedule of its own."""
+    """The mutant is found within a few storms of moves. (In test_cluster.py a schedule of its own
+    finds it.)"""
     monkeypatch.setattr(Watch, "_compare", begins_only(Watch._compare))
     monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
     for number in range(10):
         folder = tmp_path / str(number)
         folder.mkdir()
         name = f"{map_name}{number}"
-        with contextlib.suppress(AssertionError):  # at rest it may be wrong as well
+        with contextlib.suppress(AssertionError):  # it may also be wrong at rest, in settle()
             if judged(cluster, name, folder, seed + number, ["move"] * 60).wrong():
                 return
     pytest.fail("not found in 10 storms")

@@ -1,4 +1,5 @@
-"""`shmrhash near`: a process that tracks the server, so that no worker has to, and fetches keys."""
+"""`shmrhash near`: a process that is the tracker, so that no worker has to be, and that fetches
+keys."""
 
 import contextlib
 import json
@@ -26,7 +27,7 @@ SIZES = ("--max-entries", "2000", "--max-bytes", str(1 << 21))
 
 @contextlib.contextmanager
 def running(*words):
-    """Run the command until the block ends; `lines` has its output."""
+    """Run the command until the block ends; `lines` receives its output."""
     command = [*COMMAND, *map(str, words)]
     with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
         try:

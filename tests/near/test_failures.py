@@ -33,7 +33,7 @@ PROGRAMS = near_servers.programs()
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
 FORK = multiprocessing.get_context("fork")
 STALE = 0.4
-HANGS = 1.5  # where a tracker that works must not be taken for one that hangs, on a busy machine
+HANGS = 1.5  # long enough for a tracker that works on a busy machine
 LONG = 240.0  # a lease that lasts as long as the test
 PATIENCE_S = 60
 CLOCK = Path(__file__).parents[1] / "support" / "server_clock.c"
@@ -53,7 +53,7 @@ def server(request, tmp_path):
 
 @pytest.fixture
 def make_server(tmp_path):
-    """A function that starts a server with further options."""
+    """A function that starts a server with these additional options."""
     made = []
 
     def make(*options, program=None):
@@ -78,7 +78,7 @@ def client_of(server):
 
 
 def read(near, key):
-    """A value, or "error"."""
+    """Return the value of the key, or "error"."""
     try:
         return near.get(key)
     except redis.exceptions.RedisError:
@@ -89,8 +89,8 @@ def read(near, key):
 
 
 def track(path, name, heard, talk, max_stale):
-    """Track; for each byte that arrives, read k1, and say whether this process tracks. The byte "G"
-    makes this process hold the GIL until the next byte arrives."""
+    """Be the tracker. For each byte that arrives read k1, and report it and whether this process
+    tracks. After the byte "G" this process holds the GIL until the next byte arrives."""
     with near_of(path, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
         heard.put((near.get("k1"), near.info()["tracks_here"]))
@@ -101,7 +101,7 @@ def track(path, name, heard, talk, max_stale):
 
 
 class Tracking:
-    """A process that tracks, and its answers."""
+    """A process that is the tracker, and its reports."""
 
     def __init__(self, path, name, max_stale=STALE):
         self.heard = FORK.Queue()
@@ -126,8 +126,8 @@ class Tracking:
 def test_a_tracker_that_does_not_run_is_replaced_and_never_believed_again(
     server, client, map_name, how
 ):
-    """N1, N5: its lease ends, and another process tracks. A starved tracker never gets the GIL,
-    which a function in C holds."""
+    """N1, N5: a tracker that is stopped, or starved by a C function that holds the GIL, loses its
+    lease, and another process becomes the tracker."""
     client.set("k1", "old")
     tracking = Tracking(server.path, map_name, HANGS)
     try:
@@ -141,7 +141,7 @@ def test_a_tracker_that_does_not_run_is_replaced_and_never_believed_again(
                 until(lambda: near.age() > HANGS)
             client.set("k1", "new")
             written = time.monotonic()
-            while not near.info()["tracks_here"]:  # another one hangs: this process takes over
+            while not near.info()["tracks_here"]:  # this process takes over
                 began = time.monotonic()
                 assert near.get("k1") == b"new" or began < written + HANGS
             until(lambda: near.age() < HANGS)
@@ -164,7 +164,7 @@ def test_a_tracker_that_does_not_run_is_replaced_and_never_believed_again(
 def test_when_all_processes_were_killed_the_next_one_finds_nothing_of_theirs(
     server, client, map_name
 ):
-    """N2: values that changed while no process lived are not served."""
+    """N2: a new process does not serve values that changed while no process lived."""
     client.set("k1", "old")
     all_of_them = [Tracking(server.path, map_name, LONG) for _ in range(2)]
     assert [each.first[0] for each in all_of_them] == [b"old"] * 2
@@ -180,8 +180,8 @@ def test_when_all_processes_were_killed_the_next_one_finds_nothing_of_theirs(
 
 
 def test_a_tracker_that_does_not_read_is_cut_off_and_discards_everything(server, client, map_name):
-    """The server ends the tracker's connection, whose output buffer has reached its limit. The
-    tracker then misses changes, so it discards everything and begins anew."""
+    """The output buffer for a stopped tracker reaches its limit, so the server ends the connection.
+    The tracker misses changes and therefore discards everything, and begins a new watch."""
     client.config_set("client-output-buffer-limit", "normal 65536 0 0")
     client.set("k1", "old")
     tracking = Tracking(server.path, map_name, LONG)
@@ -219,8 +219,8 @@ def read_own_key(near, number, begin, heard):
 def test_workers_that_are_forked_read_their_own_keys_and_one_of_them_tracks(
     server, client, map_name
 ):
-    """N4, N5: children use the near cache that their parent opened. No child gets an answer to
-    another one's question, and when the parent ends, one of them tracks."""
+    """N4, N5: children use the near cache that their parent opened. No child gets the answer to
+    another one's question, and when the parent ends, one of the children becomes the tracker."""
     client.mset({f"k{number}": f"value {number}" for number in range(5)})
     begin, heard = FORK.Event(), FORK.Queue()
     with near_of(server.path, map_name) as near:
@@ -303,7 +303,7 @@ def test_hits_go_on_and_misses_end_while_only_the_tracker_reaches_the_server(
             proofs = near._state.line(0).valid_until
             until(lambda: near._state.line(0).valid_until > proofs)
             assert near.get("k1") == b"one"
-            for _ in range(2):  # the claim of the first one is free again
+            for _ in range(2):  # the second time shows that the first left no claim
                 with pytest.raises(redis.exceptions.TimeoutError):
                     near.get("k2")
             client.set("k1", "changed")
@@ -320,7 +320,8 @@ def test_hits_go_on_and_misses_end_while_only_the_tracker_reaches_the_server(
 
 @pytest.mark.parametrize("kept", ["log", "snapshot"])
 def test_a_server_that_restarts_with_what_it_kept_is_read_as_it_is(make_server, map_name, kept):
-    """Values that the server's snapshot lacks are lost at the server, and in the near cache."""
+    """After a restart the near cache has the server's values, also if the server's snapshot is
+    older than the values that the near cache had."""
     options = ("--appendonly", "yes", "--appendfsync", "always") if kept == "log" else ()
     server = make_server(*options)
     with client_of(server) as client, near_of(server.path, map_name) as near:
@@ -334,7 +335,7 @@ def test_a_server_that_restarts_with_what_it_kept_is_read_as_it_is(make_server, 
         assert near.get("k2") == b"only in the log"
         server.kill()
         server.start()
-        until(lambda: client.exists("k1"))  # it has read what it kept
+        until(lambda: client.exists("k1"))  # until the server has read its snapshot or log
         time.sleep(STALE)
         until(lambda: read(near, "k1") != "error")
 
@@ -355,7 +356,7 @@ def test_a_key_that_the_server_evicts_is_removed_here(server, client, map_name):
         client.config_set("maxmemory-policy", "allkeys-random")
         client.config_set("maxmemory", used + (1 << 20))
         number = 0
-        while client.exists(*keys) > len(keys) // 2:  # until half of them are evicted
+        while client.exists(*keys) > len(keys) // 2:  # until half are evicted
             number += 1
             client.set(f"other {number}", bytes(100_000))
         client.config_set("maxmemory", 0)
@@ -384,7 +385,7 @@ def test_a_server_that_is_a_replica_for_a_while_is_watched_again(server, client,
 
 @pytest.fixture
 def clock_jump(tmp_path, monkeypatch):
-    """A file with the seconds by which the wall clock of each server that starts now is wrong."""
+    """A file with the seconds by which the wall clock is wrong for each server started now."""
     compiler = os.environ.get("CC", "cc").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip("no C compiler")
@@ -404,15 +405,15 @@ def clock_jump(tmp_path, monkeypatch):
 def test_a_jump_of_the_servers_clock_makes_no_value_old(
     clock_jump, make_server, map_name, monkeypatch, seconds
 ):
-    """After a jump forward the server expires the keys, and tells it. After a jump backward it
-    keeps them for longer; the near cache's deadline is one of the monotonic clock."""
+    """After a jump forward the server expires the keys and tells of it. After a jump backward it
+    keeps them longer, but the near cache's deadlines are of the monotonic clock."""
     server = make_server(program=PROGRAMS["redis"])
     monkeypatch.delenv("LD_PRELOAD")
     with client_of(server) as client, near_of(server.path, map_name, max_stale=LONG) as near:
         assert near.ready(PATIENCE_S)
         client.set("k1", "long", ex=600)
 
-        def both_are_here():  # which may take longer than the life of k2
+        def both_are_here():  # may need several attempts: k2 lives for 1.5 s
             client.set("k2", "short", px=1500)
             return (near.get("k1"), near.get("k2")) == (b"long", b"short")
 
@@ -437,7 +438,7 @@ def test_a_jump_of_the_servers_clock_makes_no_value_old(
 
 
 def test_a_near_cache_without_room_returns_what_the_server_has(server, client, map_name):
-    """A value that does not fit is not kept, or evicts the oldest ones."""
+    """Values that do not fit are returned but not kept, or evict others."""
     keys = [f"k{number}" for number in range(100)]
     values = {key: key.encode() * 500 for key in keys} | {"k-large": bytes(1 << 20)}
     client.mset(values)
@@ -453,15 +454,15 @@ def test_a_near_cache_without_room_returns_what_the_server_has(server, client, m
 
 
 def read_without_memory(heard, server, name, folder):
-    """Read more values than fit into memory; report the wrong ones, and how much memory was
-    left."""
+    """Read more values than fit into memory; report the wrong ones, the free pages, and the number
+    of entries."""
     os.environ["SHMRHASH_DIR"] = folder
     with near_of(server.path, name, max_stale=LONG) as near:
         assert near.ready(PATIENCE_S)
         near.get("k0")
         ballast = os.open(os.path.join(folder, "ballast"), os.O_CREAT | os.O_WRONLY)
         with contextlib.suppress(OSError):
-            while os.write(ballast, bytes(4096)):  # until there is no memory
+            while os.write(ballast, bytes(4096)):  # until the file system is full
                 pass
         keys = [f"k{number}" for number in range(70)]
         wrong = [key for key in keys[:20] if near.get(key) != key.encode() * 1000]
@@ -517,7 +518,7 @@ def test_a_near_cache_whose_segments_are_unlinked_goes_on_and_so_does_a_new_one(
 
 
 def read_the_damaged(server, name, seed, damage, heard):
-    """Damage a segment of a near cache, read, and return the result of each read."""
+    """Damage a segment of a near cache, read, and report the result of each read."""
     with near_of(server.path, name) as near:
         near.ready(PATIENCE_S)
         keys = [f"k{number}" for number in range(50)]
@@ -525,11 +526,11 @@ def read_the_damaged(server, name, seed, damage, heard):
         handle = near._state.words if damage == "lines" else near._state.entries.handle
         size = min(os.stat(handle._path).st_size, 8 << 20)
         with open(handle._path, "r+b") as file:
-            file.seek((64, 4096)[seed % 2])  # the header as well; or what is behind it
+            file.seek((64, 4096)[seed % 2])  # the header, too, or only what is behind it
             file.write(random.Random(seed).randbytes(size - file.tell()))
         for key in keys[
             :: 1 + 20 * (seed % 2)
-        ]:  # a wait for an owner that is none may come to time
+        ]:  # fewer reads, as each may wait for an owner that does not exist
             try:
                 heard.put("right" if near.get(key) == b"value of " + key.encode() else "wrong")
             except shmrhash.Error as error:
@@ -539,7 +540,7 @@ def read_the_damaged(server, name, seed, damage, heard):
 
 @pytest.mark.parametrize("damage", ["entries", "lines"])
 def test_reads_of_a_damaged_segment_are_right_or_raise(make_server, map_name, seed, damage):
-    """N4: no read returns another value, and each one ends."""
+    """N4: each read of a damaged segment returns the right value or raises, and none hangs."""
     server = make_server()
     with client_of(server) as client:
         client.mset({f"k{number}": f"value of k{number}" for number in range(50)})

@@ -1,4 +1,4 @@
-"""Many short lives of near caches around one server, and the mutants that they find."""
+"""Many short lives of near caches around one server, and the mutants that such fleets find."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ from shmrhash._near.cache import NearCache
 from shmrhash._near.state import State
 
 PROGRAMS = near_servers.programs()
-FLEETS_MAX = 5  # that a mutant may survive by chance: nearly every one finds it
+FLEETS_MAX = 5  # a mutant survives few fleets by chance
 LANES = 2
-LONG_S = 60.0  # of a long test, at least; each fleet of Plan.caches takes seconds
+LONG_S = 60.0  # shortest time of a long test; one fleet takes seconds
 
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
 
@@ -33,7 +33,7 @@ def first_program():
 
 @pytest.mark.thorough
 def test_no_read_of_a_fleet_is_older_than_max_stale(first_program, tmp_path, map_name, seed):
-    """N1, N2, N4, N5."""
+    """N1, N2, N4, N5: no read of a fleet's near caches is older than max_stale."""
     (outcome,) = fleets(first_program, tmp_path, map_name, seed, Plan(), 0, 1)
 
     assert outcome.wrong == []
@@ -44,7 +44,8 @@ def test_no_read_of_a_fleet_is_older_than_max_stale(first_program, tmp_path, map
 @pytest.mark.thorough
 @pytest.mark.parametrize("mutant", near_mutants.FOUND_BY_FLEETS, ids=lambda each: each.__name__)
 def test_a_fleet_finds(first_program, tmp_path, map_name, seed, mutant, monkeypatch):
-    """Weather in which the near cache itself has no wrong read finds each of these soon."""
+    """The first fleets find each mutant, under conditions under which the near cache itself has no
+    wrong read."""
     plan = Plan()
     if issubclass(mutant, State):
         monkeypatch.setattr("shmrhash._near.cache.State", mutant)
@@ -65,7 +66,8 @@ def test_a_fleet_finds(first_program, tmp_path, map_name, seed, mutant, monkeypa
 def test_no_read_of_many_fleets_is_older_than_max_stale(
     program, tmp_path, map_name, seed, duration
 ):
-    """N1, N2, N4, N5: `python -m support.near_fleet` does the same for hours."""
+    """N1, N2, N4, N5: no read of many fleets is older than max_stale. `python -m
+    support.near_fleet` runs fleets for hours."""
     total = sail_all(program, tmp_path, map_name, seed, Plan(), max(duration, LONG_S), LANES, print)
 
     assert total.wrong == []

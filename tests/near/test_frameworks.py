@@ -1,4 +1,5 @@
-"""Near caches in Django, Flask-Caching, FastAPI: turned on by a line, the same values as before."""
+"""Near caches in Django, Flask-Caching and FastAPI: a line of settings turns them on, and the
+values are the same as without."""
 
 import asyncio
 import re
@@ -78,19 +79,20 @@ def django(server, client, map_name):
 
 
 def gets_of(client):
-    """How many values the server was asked for."""
+    """Return how many values the server was asked for."""
     stats = client.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("get", "mget"))
 
 
 def asks_nobody(client, read, expected):
-    """Whether a hundred reads ask the server nothing."""
+    """Return whether a hundred reads find the value without asking the server."""
     before = gets_of(client)
     return [read() for _ in range(100)] == [expected] * 100 and gets_of(client) == before
 
 
 def test_django_reads_its_own_writes_from_memory(client, django):
-    """N3."""
+    """N3: each write is read by the next get, and from memory as soon as the change has been
+    told."""
     for value in ({"a": [1, 2]}, 7, None, "text", b"bytes"):
         django.set("key", value, 60)
         assert django.get("key", "none") == value
@@ -138,7 +140,7 @@ def test_django_awaits_nothing_for_a_value_in_memory(client, django):
         assert await django.aget("absent", 3) == 3
         for _ in range(PATIENCE_S * 100):
             reading = asyncio.ensure_future(django.aget("key"))
-            await asyncio.sleep(0)  # one step of the task
+            await asyncio.sleep(0)  # let the task take one step
             if reading.done():
                 assert await reading == "value"
                 return
@@ -169,7 +171,8 @@ def flask_of(server, name, **config):
 
 
 def test_flask_caching_reads_its_own_writes_from_memory(server, client, map_name):
-    """N3."""
+    """N3: each write is read by the next get, and from memory as soon as the change has been
+    told."""
     app, cache = flask_of(server, map_name)
     with app.app_context():
         assert cache.cache.near.ready(PATIENCE_S)

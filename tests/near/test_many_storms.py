@@ -7,9 +7,9 @@ import pytest
 from support.near_storms import FORK, Storm, Weather
 
 SHORT = Weather(max_stale=0.1, pause=0.004, keys=16, flushes=10)
-SECONDS = 0.5  # of writing; with its making and its rest a storm is twice as long
-LANES = 4  # storms at once: a storm waits for most of its time
-RUNS = 1000  # in each lane
+SECONDS = 0.5  # of writing; a whole storm takes twice as long
+LANES = 4  # storms at the same time, which mostly wait
+RUNS = 1000  # storms in each lane
 
 
 def lane(folder, name, seed, outcomes):
@@ -26,8 +26,8 @@ def lane(folder, name, seed, outcomes):
 
 @pytest.mark.long
 def test_no_read_of_many_short_lives_is_older_than_max_stale(tmp_path, map_name, seed):
-    """N1, N2, N4, N5: in a short storm the rare moments are close together: the creation of the
-    near cache, its first watch, each takeover, and its end."""
+    """N1, N2, N4, N5: the rare moments of a near cache (its creation, its first watch, each
+    takeover, its end) follow each other closely in a short storm."""
     outcomes, began, reads, takeovers = FORK.Queue(), time.monotonic(), 0, 0
     lanes = [
         FORK.Process(target=lane, args=(tmp_path, map_name, seed + 10_000 * at, outcomes))
@@ -36,7 +36,7 @@ def test_no_read_of_many_short_lives_is_older_than_max_stale(tmp_path, map_name,
     for each in lanes:
         each.start()
     for done in range(1, LANES * RUNS + 1):
-        number, outcome = outcomes.get(timeout=300)  # else a lane has failed
+        number, outcome = outcomes.get(timeout=300)  # ends with an error if a lane has failed
         assert outcome.is_right, f"seed {number}: {outcome}"
         reads, takeovers = reads + outcome.reads, takeovers + outcome.info["takeovers"]
         if done % 200 == 0:

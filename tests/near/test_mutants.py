@@ -1,4 +1,5 @@
-"""Near caches without one of their steps: for each, a short schedule finds the mistake."""
+"""Near caches that lack one of their steps: for each mutant, a short schedule finds the wrong
+read."""
 
 import pytest
 from support import near_mutants, near_schedules

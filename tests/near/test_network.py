@@ -1,4 +1,4 @@
-"""Hosts that are network namespaces: a network that swallows packets makes no value stale."""
+"""Hosts that are network namespaces: while the network swallows packets, no value is too old."""
 
 import contextlib
 import ctypes
@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 120
 
 
 def missing():
-    """Why no namespaces with a server can be made here; "" if they can."""
+    """Return why namespaces with a server cannot be made here, or "" if they can."""
     if not near_servers.programs():
         return "no server of Redis or Valkey is installed"
     if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -68,7 +68,7 @@ def example():
 
 @pytest.fixture
 def network(example):
-    """The network of the example, with one host."""
+    """The network of the example, with one host besides the server's."""
     made = example.Network("a")
     made.address = example.SERVER, example.PORT
     yield made
@@ -77,7 +77,7 @@ def network(example):
 
 @pytest.fixture
 def server(network, tmp_path):
-    """A server in the server's namespace. All namespaces can use its UNIX socket."""
+    """A server in a namespace of its own; processes in all namespaces can use its UNIX socket."""
     program = tmp_path / "program"
     inside = f"ip netns exec {network.prefix}-server {next(iter(near_servers.programs().values()))}"
     program.write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
@@ -90,7 +90,7 @@ def server(network, tmp_path):
 
 
 def enter(network, host):
-    """Move this process to that host's namespace."""
+    """Move this process into that host's namespace."""
     file = os.open(f"/run/netns/{network.prefix}-{host}", os.O_RDONLY)
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.setns(file, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -112,7 +112,7 @@ def postgres_near(network, name, on_outage):
 
 
 def read(network, make, name, on_outage, over, told):
-    """On host a: read keys until `over` is set; report the values, and how many reads failed."""
+    """Read keys on host a until `over` is set; report the values, and how many reads failed."""
     enter(network, "a")
     with make(network, name, on_outage) as near:
         assert near.ready(30)
@@ -131,10 +131,10 @@ def read(network, make, name, on_outage, over, told):
 
 
 class Play:
-    """A writer beside the server, a reader on host a, and a cut between them."""
+    """A writer beside the server, a reader on host a, and a cut of the network between them."""
 
     def __init__(self, network, make, put, name, on_outage="fetch"):
-        """make: makes the reader's near cache. put: writes a key at the server."""
+        """The function make() returns the reader's near cache; put() writes a key at the server."""
         self.network = network
         self.oracle = Oracle(KEYS, STALE)
         self.put = put
@@ -145,7 +145,7 @@ class Play:
         self.seen = []
 
     def write(self, until_then):
-        """Write versions of the keys, one after the other, until the condition holds."""
+        """Write versions of the keys, one key after the other, until the condition holds."""
 
         def one_of_each():
             for key in KEYS:
@@ -158,28 +158,30 @@ class Play:
         until(one_of_each)
 
     def hear(self):
-        """Take the reports of the reader."""
+        """Take over the reports that the reader has sent."""
         while not self.told.empty():
             self.seen.append(self.told.get())
 
     def reads_after(self, moment, *, failed=False):
-        """Whether a round that ended after this moment had reads or, if asked, failures."""
+        """Return whether a round that ended STALE after this moment had reads or, if asked for,
+        failures."""
         return any(
             ended > moment + STALE and (errors if failed else found and age < STALE)
             for ended, found, errors, age in self.seen
         )
 
     def rounds_since(self, moment):
-        """How many rounds without a failure began after this moment."""
+        """Return how many rounds without a failure began after this moment."""
         self.hear()
         whole = (found for _, found, errors, _ in self.seen if found and not errors)
         return sum(min(found.values()) > moment for found in whole)
 
     def play(self, seconds):
-        """Run undisturbed, then cut off for some seconds, then mended; judge all reads."""
+        """Let both run undisturbed, cut the network for some seconds, mend it, and judge all reads;
+        return the moments of the cut and the mending."""
         self.write(lambda: self.reads_after(0))
         calm = time.monotonic()
-        until(lambda: self.rounds_since(calm) >= 3)  # all keys are in the memory of the host
+        until(lambda: self.rounds_since(calm) >= 3)  # by now the host has all keys in memory
         self.network.cut("a")
         cut = time.monotonic()
         self.write(lambda: time.monotonic() > cut + seconds)
@@ -215,7 +217,8 @@ def assert_cut_and_mended(play):
 
 @pytest.mark.parametrize("on_outage", ["fetch", "raise"])
 def test_a_host_that_is_cut_off_serves_nothing_old_and_recovers(network, put, map_name, on_outage):
-    """N1: packets vanish in both directions, and no connection is closed."""
+    """N1: packets vanish in both directions, while no connection is closed. The reader serves no
+    old value, and recovers."""
     assert_cut_and_mended(Play(network, redis_near, put, map_name, on_outage))
 
 
@@ -226,7 +229,7 @@ def test_the_judge_finds_a_near_cache_without_a_lease(network, put, map_name, mo
     monkeypatch.setattr(state.State, "extend", extend)
     play = Play(network, redis_near, put, map_name)
 
-    with contextlib.suppress(AssertionError):  # its age() is wrong, too
+    with contextlib.suppress(AssertionError):  # the mutant's age() is wrong, too
         play.play(3 * STALE)
 
     assert play.oracle.wrong
@@ -235,7 +238,7 @@ def test_the_judge_finds_a_near_cache_without_a_lease(network, put, map_name, mo
 @pytest.mark.thorough
 @pytest.mark.skipif(bool(near_postgres.missing()), reason=near_postgres.missing())
 def test_a_host_that_is_cut_off_from_postgres_serves_nothing_old(network, map_name):
-    """N1: as above."""
+    """N1: the same as the test above, with a server of PostgreSQL."""
     host, _ = network.address
     server = near_postgres.Server(host, lambda: enter(network, "server"))
     try:

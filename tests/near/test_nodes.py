@@ -1,4 +1,4 @@
-"""The steps of a near cache whose source has several nodes, by slots as a cluster has them."""
+"""The steps of a near cache whose source has several nodes, which own the slots as in a cluster."""
 
 import math
 import time
@@ -20,7 +20,7 @@ NODES = 3
 
 
 class SlotSource(PlainSource):
-    """Three nodes, each of which owns every third slot."""
+    """A source with three nodes, each of which owns every third slot."""
 
     def nodes(self):
         return NODES
@@ -143,7 +143,8 @@ def test_discarding_all_keys_of_one_node_keeps_those_of_the_others(scene):
 
 
 def test_what_was_read_at_another_node_is_not_kept(scene):
-    """A slot moves after the reader looked at the table and before the answer comes."""
+    """A slot moves after the reader has looked it up in the table and before the answer comes; the
+    value is returned, and not kept."""
     it = scene()
     it.watch()
     right, it.source.owner = it.source.owner, lambda slot: it.nodes[0]
@@ -170,7 +171,8 @@ def test_age_is_that_of_the_node_that_was_heard_longest_ago(scene):
 
 
 def test_a_node_that_has_left_counts_no_more(scene):
-    """N2: no other process serves values of the node that has left, either."""
+    """N2: the lease of a node that has left the cluster ends, so that no process serves values of
+    it."""
     it = scene(on_outage=("stale", 60))
     former = it.source.numbers.number(b"former")
     it.watch()

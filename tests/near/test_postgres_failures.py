@@ -1,4 +1,4 @@
-"""NearCache over PostgreSQL: nothing that dies, stops or is cut makes a value stale."""
+"""NearCache over PostgreSQL: whatever dies, stops or is cut off, no value is too old."""
 
 import contextlib
 import multiprocessing
@@ -59,7 +59,7 @@ def test_nothing_from_before_a_cut_or_a_restart_is_served(postgres, map_name):
                 postgres.start()
                 with postgres.connect() as sql:
                     sql.execute("DELETE FROM items")
-            time.sleep(STALE)  # N1: from now on nothing of before
+            time.sleep(STALE)  # N1: after this, nothing from before the blow is served
             until(lambda: read() != "error")
             assert read() is None
 
@@ -96,7 +96,8 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(postgres, map_name, sql
 
 
 def test_a_stopped_listener_ends_the_lease(postgres, sql, pg_near):
-    """N1: a change is committed, but its notification does not arrive."""
+    """N1: a change is committed while its notification cannot arrive; after max_stale the new value
+    is read."""
     put(sql, "1", "one")
     until(lambda: pg_near.get("k1") == "one")
     backend = wait_for_tracker(sql)
@@ -124,7 +125,7 @@ def test_the_test_of_the_lease_finds_a_near_cache_without_one(postgres, sql, map
 
 
 class SlowToBegin(PostgresSource):
-    """A source that calls `between` while it begins to watch."""
+    """A source that calls `between` twice while it begins a watch."""
 
     between = staticmethod(lambda: None)
 
@@ -136,7 +137,7 @@ class SlowToBegin(PostgresSource):
 
 
 class ListensLate(SlowToBegin):
-    """The mutant: it begins a watch and extends the lease before it listens."""
+    """A mutant: it begins the watch and extends the lease before it listens."""
 
     def _begin(self, listener, sink, node):
         sink.began(node)
@@ -147,7 +148,8 @@ class ListensLate(SlowToBegin):
 
 @pytest.mark.parametrize("kind", [SlowToBegin, ListensLate])
 def test_what_changes_while_a_watch_begins_is_not_served(postgres, map_name, sql, kind):
-    """N2: the change is not served; the mutant that listens late serves the old value for ever."""
+    """N2: a value that changes while a watch begins is not served later; the mutant that listens
+    too late serves it."""
     put(sql, "1", "0")
     source = kind(postgres.address, {"k": QUERY})
     done = threading.Event()
@@ -181,8 +183,9 @@ def _sink_of(near):
 
 @pytest.mark.thorough
 def test_a_commit_that_waits_holds_the_proof(postgres, map_name, sql):
-    """A transaction that waits in its commit has put its notifications into the queue. Until it has
-    committed, readers see its old rows, and the lease is not extended."""
+    """A transaction waits inside its commit; its notifications are already in the queue, but
+    readers still see the old rows. The lease is not extended before the transaction has committed.
+    """
     put(sql, "1", "one")
     with near_of(postgres, map_name) as near, postgres.connect() as other:
         assert near.ready(PATIENCE_S)
@@ -204,7 +207,7 @@ def test_a_commit_that_waits_holds_the_proof(postgres, map_name, sql):
 
 
 class Pooler(threading.Thread):
-    """A pooler: it tells a client another process number than the server's."""
+    """A pooler that tells its clients another process number than the server's."""
 
     def __init__(self, folder, path):
         super().__init__(daemon=True)
@@ -215,7 +218,7 @@ class Pooler(threading.Thread):
 
     def run(self):
         with contextlib.suppress(OSError):
-            while True:  # until it is closed
+            while True:  # until close()
                 client, _ = self.listener.accept()
                 self.clients.append(threading.Thread(target=self.serve, args=(client,)))
                 self.clients[-1].start()
@@ -223,7 +226,7 @@ class Pooler(threading.Thread):
     def serve(self, client):
         with client, socket.socket(socket.AF_UNIX) as server:
             server.connect(self.path)
-            while True:  # until one of them goes
+            while True:  # until one of the two closes its connection
                 for one in select.select([client, server], [], [])[0]:
                     data = one.recv(1 << 16)
                     if not data:
@@ -304,12 +307,13 @@ def hold(server, name):
     """Keep a near cache open until this process is killed."""
     with near_of(server, name) as near:
         near.ready(PATIENCE_S)
-        while True:  # until it is killed
+        while True:  # until this process is killed
             signal.pause()
 
 
 class Storm:
-    """A writer that never pauses, a reader, processes that track, and blows: kills and stops."""
+    """A writer that never pauses, a reader, processes that track, and blows against them: kills and
+    stops."""
 
     def __init__(self, server, name, seed):
         self.server, self.name, self.random = server, name, random.Random(seed)
@@ -373,7 +377,7 @@ class Storm:
             self.blow(holders)
 
     def run(self, count):
-        holders = [self.holder() for _ in range(3)]  # before any thread of this process
+        holders = [self.holder() for _ in range(3)]  # forked before this process has other threads
         writer = threading.Thread(target=self.write)
         writer.start()
         with near_of(self.server, self.name, track=False) as near:
@@ -406,4 +410,4 @@ def test_no_read_is_older_than_max_stale(postgres, map_name, seed):
     storm.run(12)
     print(f"seed {seed}: {storm.oracle.reads} reads, {storm.blows}")
     assert storm.oracle.wrong == []
-    assert storm.oracle.reads >= len(storm.oracle.keys)  # few, on a machine that is busy
+    assert storm.oracle.reads >= len(storm.oracle.keys)  # there may be few on a busy machine

@@ -1,4 +1,4 @@
-"""NearCache over PostgreSQL: changes that triggers tell, and values that queries return."""
+"""NearCache over PostgreSQL: triggers tell of changes, and queries return the values."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def test_a_value_is_asked_for_once_and_again_after_each_change(sql, pg_near):
 
     put(sql, "1", "one")
     until(asks_nobody)
-    assert misses() <= 3  # at first, and after the notification of this change
+    assert misses() <= 3  # the first read, and those after the notification
     assert pg_near.info()["tracking"] == "notify"
     for number in range(10):
         put(sql, "1", str(number))
@@ -74,8 +74,8 @@ def test_each_way_to_change_a_table_is_told(sql, pg_near, change, after):
 
 
 def test_a_table_tells_for_each_of_its_prefixes(postgres, sql):
-    """A change is told under each prefix; executing the SQL of the triggers again changes
-    nothing."""
+    """A table with two prefixes tells a change under each of them. Executing the SQL of the
+    triggers a second time changes nothing."""
     for _ in range(2):
         sql.execute(triggers("public.items", "value", "by value "))
     told = []
@@ -113,7 +113,8 @@ def test_any_text_is_a_key(sql, pg_near, key):
 
 
 def test_a_key_that_is_too_long_to_be_told_discards_everything(sql, pg_near):
-    """An index refuses such a key, so the table of this test has none."""
+    """A change of a key that is too long for a notification discards all values. (An index refuses
+    such a key, so the table here has none.)"""
     sql.execute("DROP INDEX items_id_idx")
     sql.execute("INSERT INTO items VALUES ('1', 'one')")
     until(lambda: pg_near.get("k1") == "one")
@@ -190,7 +191,8 @@ def test_coroutines_ask_in_threads_of_their_own(postgres, map_name, sql):
 
 
 def test_writes_are_the_programs_and_forgotten_at_once(sql, pg_near):
-    """N3: after the commit and invalidate() every process reads the new value."""
+    """N3: the program itself writes; after its commit and invalidate() every process reads the new
+    value."""
     for number in range(20):
         put(sql, "1", str(number))
         pg_near.invalidate("k1")
@@ -230,8 +232,8 @@ def test_a_server_is_named_without_secrets():
 
 
 def test_a_connection_of_the_program_may_have_settings_of_its_own(postgres, map_name, sql):
-    """It may return rows as dicts, use another encoding, and belong to a user who may not ask for
-    the system's identifier."""
+    """The program's connection may return rows as dicts, use another encoding, and belong to a user
+    who has no right to ask for the system's identifier."""
 
     def connect():
         return psycopg.connect(

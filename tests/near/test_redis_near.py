@@ -1,4 +1,5 @@
-"""NearCache over servers of Redis and Valkey: no death, stop or cut makes a read stale."""
+"""NearCache over servers of Redis and Valkey: whatever dies, stops or is cut off, no read is too
+old."""
 
 import asyncio
 import contextlib
@@ -34,11 +35,11 @@ GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "near_cache.md"
 FORK = multiprocessing.get_context("fork")
 STALE = 0.4
 PATIENCE_S = 30
-READS_MIN = 1000  # in a storm
+READS_MIN = 1000  # the fewest in a storm
 
 
 def near_of(server, name, **options):
-    # A client that tries once, and gives a stopped server up soon.
+    # This client tries once, and soon gives up waiting for a stopped server.
     client = redis.Redis(unix_socket_path=server.path, socket_timeout=0.5)
     options = {"max_stale": STALE, "max_entries": 2000, "max_bytes": 1 << 21} | options
     return NearCache(RedisSource(client, ["k"]), name=name, **options)
@@ -52,7 +53,7 @@ def near(server, map_name):
 
 
 def gets_of(client):
-    """How many GETs the server has executed."""
+    """Return how many GETs the server has executed."""
     return client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
 
 
@@ -73,7 +74,8 @@ def test_a_worker_starts_while_the_server_is_away(server, client, map_name):
 def test_a_worker_starts_while_the_server_dies_or_hangs(
     server, client, map_name, error, monkeypatch
 ):
-    """Behind its greeting: the first question that has no answer is the probe's."""
+    """The server greets the worker, and does not answer the next question, that of the probe; the
+    worker starts all the same."""
     client.set("k1", "one")
 
     def fails(connection, prefixes):
@@ -94,7 +96,7 @@ def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
         before = gets_of(client)
         return [near.get("k1") for _ in range(100)] == [b"one"] * 100 and gets_of(client) == before
 
-    until(asks_nobody)  # the change may be told after the first read
+    until(asks_nobody)  # the change by set() may be told after the first read
     for number in range(50):
         client.set("k1", number)
         until(lambda: near.get("k1") == b"%d" % number)  # noqa: B023 (called at once)
@@ -103,13 +105,13 @@ def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
 
 
 def ends_without_a_call(function):
-    """Whether a child of fork can call a function without any system call."""
+    """Return whether a forked child can call this function 10,000 times without any system call."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
             gc.disable()
             for _ in range(100):
-                assert function() is not None  # what Python allocates is there from now on
+                assert function() is not None  # Python allocates here
             refusing.die_of_any_call()
             for _ in range(10_000):
                 function()
@@ -159,7 +161,7 @@ def test_coroutines_see_the_same(server, map_name, client):
                 before = gets_of(client)
                 found = await asyncio.gather(*(near.aget("k1") for _ in range(50)))
                 assert found == [b"one"] * 50
-                # Once; or twice, if the write is told after the first one.
+                # One GET; or two, if the server tells of the write after the first.
                 assert gets_of(client) - before in (1, 2)
                 assert await near.aget_many(["k1", "k2"]) == {"k1": b"one"}
                 assert await near.adelete("k1") == 1
@@ -186,7 +188,7 @@ def test_nothing_from_before_a_flush_a_restart_or_a_cut_is_served(server, client
         else:
             server.kill()
             server.start()
-        time.sleep(STALE)  # N1: from now on nothing of before
+        time.sleep(STALE)  # N1: after this, nothing from before the blow is served
         until(lambda: read() != "error")
         assert read() is None
 
@@ -226,7 +228,7 @@ def hold(server, name, max_stale=STALE):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with near_of(server, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
-        while True:  # until it is killed
+        while True:  # until a signal ends this process
             signal.pause()
 
 
@@ -255,9 +257,9 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
 
 
 def test_a_successor_takes_over_at_once_and_waits_for_no_beat(server, map_name, monkeypatch):
-    """N5: a standby process finds the claim of a dead tracker free at its next look, and two
-    successive questions give the first lease. A look comes after one slice in the queue; if the
-    process waited for a beat, the test would fail by its timeout."""
+    """N5: at its next look a standby process finds the claim of the dead tracker free, and two
+    successive questions give the first lease. The looks come after one slice of waiting each; with
+    a wait for a beat the test would fail by its timeout."""
     looks = []
     look = Tracker._stand_by
     monkeypatch.setattr(Tracker, "_stand_by", lambda self: (looks.append(self.pid), look(self)))
@@ -289,7 +291,8 @@ def ask_all(server, name, begin, keys):
 
 @pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.thorough)])
 def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, client, count):
-    """N6: eight processes miss the same keys. The lease is long, as a busy tracker may be late."""
+    """N6: eight processes miss the same keys, and the server is asked once for each. (The lease is
+    long because the tracker of a busy machine may be late.)"""
     keys = [f"k{number}" for number in range(count)]
     begin = FORK.Event()
     with near_of(server, map_name, max_stale=PATIENCE_S) as near:
@@ -323,8 +326,8 @@ def test_the_program_of_the_guide_does_what_its_comments_say(server, client):
 
 
 class Storm:
-    """A writer that never pauses, readers, and blows (kills, stops, cuts); acknowledged versions
-    are the oracle."""
+    """A writer that never pauses, readers, and blows (kills, stops, cuts); reads are judged by
+    acknowledged versions."""
 
     keys = tuple(b"k%d" % number for number in range(24))
 
@@ -361,7 +364,7 @@ class Storm:
                 at = self.random.randrange(len(holders))
                 if kind == "kill":
                     holders[at].kill()
-                else:  # as a worker that is recycled
+                else:  # ends by itself, as a worker that is recycled does
                     holders[at].terminate()
                 holders[at].join()
                 holders[at] = self.holder()
@@ -372,7 +375,7 @@ class Storm:
         return made
 
     def run(self, blows):
-        holders = [self.holder() for _ in range(3)]  # before any thread of this process
+        holders = [self.holder() for _ in range(3)]  # forked before this process has other threads
         writer = threading.Thread(target=self.write)
         writer.start()
         with near_of(self.server, self.name, track=False) as near:
@@ -400,8 +403,8 @@ class Storm:
         shmrhash.gc()
 
     def strike(self, holders, blows):
-        """Strike this many blows, and more if there were few reads, because reads wait for a
-        stopped server."""
+        """Strike this many blows, and more if there were few reads, because reads wait while the
+        server is stopped."""
         done = 0
         while done < blows or (self.reads <= READS_MIN and done < 10 * blows):
             time.sleep(self.random.random() * STALE)
@@ -411,8 +414,8 @@ class Storm:
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(server, map_name, seed):
-    """N1, N2, N5: trackers are killed, end, lose their connection, or get late answers; the server
-    is stopped."""
+    """N1, N2, N5: trackers are killed, end, lose their connection or get late answers, and the
+    server is stopped; no read is older than max_stale."""
     storm = Storm(server, map_name, seed)
     storm.run(blows=12)
     print(f"seed {seed}: {storm.reads} reads")

@@ -38,7 +38,8 @@ class Numbers:
 
 
 class Recorder:
-    """A sink that records its calls, with the moment of each proof, and stops on demand."""
+    """A sink that records its calls and the moment of each proof, and that ends the watch when the
+    test asks for it."""
 
     def __init__(self, source):
         self.told = []
@@ -245,7 +246,8 @@ def test_flushes_are_told_whatever_database(server, client, recorder):
 
 
 def test_a_proof_covers_every_change_that_was_executed_before_its_moment(client, recorder):
-    """Promise (b) of a source: even if writers never pause, no change is told after its proof."""
+    """Promise (b) of a source: while writers never pause, each change that was executed before the
+    moment of a proof is told before that proof."""
     for number in range(300):
         key = b"k%d" % number
         client.set(key, number)

@@ -1,4 +1,4 @@
-"""RESP3: how the reader reads the bytes of a server, in whatever pieces they arrive."""
+"""RESP3: the reader returns the same replies in whatever pieces the bytes of a server arrive."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""NearCache by a client of redis.sentinel: the tracker and the readers follow the primary."""
+"""NearCache with a client of redis.sentinel: the tracker and the readers follow the primary."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,8 @@ class Service:
         return found
 
     def begins_a_failover(self):
-        """Ask for a failover; return whether one begins: the sentinel must know a good replica."""
+        """Ask for a failover; return whether one begins, which it does only if the sentinel knows a
+        good replica."""
         with contextlib.suppress(redis.exceptions.ResponseError):
             return self.sentinel.ask("SENTINEL", "FAILOVER", SERVICE) is not None
         return False
@@ -84,21 +85,22 @@ def service(tmp_path):
 
 
 def read(near, key):
-    """The value of a key now; "error" if no server answers for it."""
+    """Return the present value of a key, or "error" if no server answers for it."""
     with contextlib.suppress(redis.exceptions.RedisError):
         return near.get(key)
     return "error"
 
 
 def write(near, key, value):
-    """Whether a write by the client has succeeded."""
+    """Write a key through the near cache; return whether that succeeded."""
     with contextlib.suppress(redis.exceptions.RedisError):
         return near.set(key, value)
     return False
 
 
 def test_the_tracker_and_the_readers_follow_the_primary(service, map_name):
-    """N1, N2: the primary is killed, replaced by agreement, and stopped until it was replaced."""
+    """N1, N2: the primary is replaced by an agreed failover, after it was stopped, and after it was
+    killed."""
     client = Sentinel(service.at, socket_timeout=0.5).master_for(SERVICE)
     with client, NearCache(client, ["k"], name=map_name, max_stale=STALE) as near:
         assert near.ready(PATIENCE_S)
@@ -132,7 +134,7 @@ def test_the_tracker_and_the_readers_follow_the_primary(service, map_name):
                 until_well(lambda: primary.ask("ROLE")[3] == b"connected", "not well")  # noqa: B023
             until(
                 lambda: write(near, "k1", b"own")
-            )  # by the client, which finds the primary itself
+            )  # written by the client, which finds the primary
             assert read(near, "k1") == b"own"
 
 

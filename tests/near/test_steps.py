@@ -1,5 +1,5 @@
-"""The steps of a near cache, one after the other: no order of fills and trackers leaves an old
-value behind."""
+"""The steps of a near cache, one after the other: no order of the steps of readers and trackers
+leaves an old value behind."""
 
 import asyncio
 import contextlib
@@ -84,7 +84,7 @@ def test_old_values_during_an_outage_if_they_are_asked_for(scene):
     time.sleep(STALE)
 
     assert it.near.get("k") == b"old"
-    it.tracker.began(it.node)  # a new connection: nothing of the old era
+    it.tracker.began(it.node)  # a new watch, which serves nothing of the previous one
     it.source.server.values[b"k"] = b"new"
     assert it.near.get("k") == b"new"
 
@@ -101,8 +101,8 @@ def test_raise_asks_no_server_during_an_outage(scene, monkeypatch):
 
 
 def test_a_tracker_that_was_replaced_extends_nothing(scene):
-    """A tracker that was replaced learns it at its next proof, and at its next begin: the term is
-    its fence."""
+    """A tracker that was replaced learns it from the term in the node's line, at its next proof and
+    at its next beginning of a watch."""
     it = scene()
     it.watch()
     old, it.tracker = it.tracker, it.new_tracker()
@@ -117,7 +117,8 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
 
 
 def test_a_tracker_overrides_no_method_of_threads_but_run():
-    """A method with the name of a private one was called by join(), and in each child of fork."""
+    """A method of Tracker once had the name of a private method of Thread, so join() called it, and
+    so did each forked child."""
     own = {name for name in vars(Tracker) if not name.startswith("__")}
 
     assert own & set(dir(threading.Thread())) == {"run"}
@@ -134,13 +135,13 @@ def test_a_tracker_that_has_ended_is_not_alive(scene):
 
 
 def test_an_attempt_to_reach_the_server_is_no_takeover(scene):
-    """It counts as a takeover only if the new tracker hears the server, and another one heard it
-    before."""
+    """Only if the new tracker hears the server, and another tracker heard it before, does info()
+    count a takeover."""
     it = scene(max_stale=STALE)
-    attempts = it.new_tracker()  # its source refuses to be watched
+    attempts = it.new_tracker()  # a tracker whose source refuses to be watched
     term = it.near._state.line(TURN).term
     attempts.start()
-    while it.near._state.line(TURN).term < term + 3:  # it attempts until it is ended
+    while it.near._state.line(TURN).term < term + 3:  # it makes attempts until it is ended
         time.sleep(0.001)
     attempts.end()
     assert it.near.info()["takeovers"] == 0
@@ -171,8 +172,8 @@ def test_a_takeover_that_cannot_be_noted_is_counted_with_the_next_beginning(scen
 
 
 def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
-    """N1: the tracker extends the lease for all processes by its own max_stale, so all processes
-    must have the same max_stale."""
+    """N1: the tracker extends the lease for all processes by its own max_stale, so a process with
+    another max_stale is refused."""
     it = scene(max_stale=STALE)
     it.watch()
 
@@ -182,8 +183,8 @@ def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
 
 
 def test_max_stale_of_killed_processes_counts_no_more(map_name):
-    """A lease of theirs, which may be too long, does not count either: a child makes one, and is
-    killed."""
+    """A process with a longer max_stale is killed after it has extended the lease; neither its
+    max_stale nor its lease counts for the next process."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):

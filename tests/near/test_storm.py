@@ -1,4 +1,5 @@
-"""Storms: processes read while others write and die; acknowledged versions are the oracle."""
+"""Storms: processes read while others write and die; the reads are judged by acknowledged
+versions."""
 
 import dataclasses
 import os
@@ -13,12 +14,13 @@ from support.near_storms import FORK, KEYS, Storm, Weather, near_of, served, sta
 from shmrhash import gc
 from shmrhash._near.state import State
 
-STORMS_MAX = 30  # in each a mutant may survive by chance; at least one storm in three finds it
+STORMS_MAX = 30  # at least one storm in three finds a mutant
 
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(tmp_path, map_name, seed):
-    """N1, N2, N5: readers, one of which tracks, are killed and stopped, and connections are cut."""
+    """N1, N2, N5: readers, one of which is the tracker, are killed and stopped, and connections are
+    cut; no read is older than max_stale."""
     outcome = Storm(tmp_path, map_name, 6.0, seed).run()
 
     assert outcome.wrong == []
@@ -34,7 +36,8 @@ def hold(address, name, stop):
 
 
 def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
-    """N5; values that changed while no process tracked are not served."""
+    """N5: when the tracker is killed, another process becomes the tracker, and a value that changed
+    between is not served."""
     address, stop = str(tmp_path / "server"), FORK.Event()
     others = [served(address)]
     first = start(hold, address, map_name, stop)
@@ -69,7 +72,8 @@ def ask_all(address, name, begin, keys):
 
 
 def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
-    """N6: three processes ask for the same keys in the same order, and each answer is late."""
+    """N6: three processes ask for the same keys in the same order while each answer is late; the
+    server is asked once for each key."""
     address, begin = str(tmp_path / "server"), FORK.Event()
     server = served(address)
     with near_of(address, map_name, max_stale=30.0) as near:
@@ -87,7 +91,7 @@ def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("mutant", near_mutants.FOUND_BY_STORMS, ids=lambda mutant: mutant.__name__)
 def test_a_storm_finds(tmp_path, map_name, seed, mutant, monkeypatch):
-    """One of a few storms finds the mutant; the near cache itself passes all of them."""
+    """One of a few storms finds the mutant. (The near cache itself passes such storms.)"""
     weather = Weather(**near_mutants.FOUND_BY_STORMS[mutant])
     if issubclass(mutant, State):
         monkeypatch.setattr("shmrhash._near.cache.State", mutant)

@@ -1,4 +1,5 @@
-"""What nodes say of their cluster: slots, views, and which node is believed."""
+"""What nodes say of their cluster: the slots, their views of the owners, and which node is
+believed."""
 
 import pytest
 
@@ -16,7 +17,7 @@ ff 10.0.0.5:7005@17005 master - 0 1 0 connected
 
 
 def test_slots_are_those_that_the_servers_find():
-    """The expected slots are from the specification, and from CLUSTER KEYSLOT."""
+    """The slots of keys are those of the specification, and of CLUSTER KEYSLOT."""
     assert slot_of(b"123456789") == 0x31C3
     assert slot_of(b"foo") == 12182
     assert slot_of(b"{foo}bar") == slot_of(b"x{foo}{bar}") == slot_of(b"foo")
@@ -94,7 +95,7 @@ class Numbers:
 
 
 class Wire:
-    """A connection that gives the answers of the test."""
+    """A connection whose answers the test chooses."""
 
     def __init__(self, run_id):
         self.run_id = run_id
@@ -120,7 +121,7 @@ class Router:
 
 
 class Play:
-    """A watch of three primaries a, b and c; the test gives their answers in any order."""
+    """A watch of three primaries a, b and c, whose answers the test gives in any order."""
 
     def __init__(self):
         self.slots = {"a": "0-99", "b": "100-199", "c": "200-16383"}
@@ -131,14 +132,14 @@ class Play:
         self.now = 0
 
     def begin_round(self, *names):
-        """The next questions, at the moments 100, 200..."""
+        """Ask the next questions, at the moments 100, 200, and so on."""
         self.now += 100
         self.watch._round += 1
         for name in names or self.primaries:
             self.watch._ask(self.primaries[name], self.now)
 
     def answer(self, name, slots=None, epochs=None, more=""):
-        """One node says which node owns which slots."""
+        """Let one node say which node owns which slots."""
         slots = self.slots | (slots or {})
         epochs = {"a": 1, "b": 2, "c": 3} | (epochs or {})
         lines = [
@@ -152,7 +153,7 @@ class Play:
         self.watch._hear(primary)
 
     def told(self):
-        """The calls of the sink since the last time, as (call, node, moment)."""
+        """Return the calls of the sink since the last time, as (call, node, moment)."""
         told, self.sink.told = self.sink.told, []
         return [
             (call, "abc" if call == "only" else chr(what[0]), *what[1:]) for call, *what in told
@@ -207,7 +208,8 @@ def test_views_of_an_earlier_round_are_no_votes(play):
 
 
 def test_a_node_that_another_one_replaced_is_not_believed(play):
-    """A stopped node wakes and does not know that it was replaced: its own view is the old one."""
+    """A stopped node wakes and does not know that it was replaced: in its own view it still owns
+    its slots."""
     play.begin_round()
     play.answer("b", {"a": "r", "c": "0-99 200-16383"}, {"c": 4})
     play.answer("a")
@@ -256,7 +258,7 @@ def test_values_of_a_node_that_is_no_primary_any_more_are_discarded(play):
 
 
 def test_a_node_that_joins_contradicts_no_owner(play):
-    """A new node knows no owner of any slot yet, and has no vote."""
+    """A new node, which knows no owner of any slot yet, has no vote."""
     play.slots = play.slots | {"d": ""}
     play.primaries["d"] = Primary(("d", 1), Wire(b"d"))
     play.watch._watched[("d", 1)] = play.primaries["d"]
