@@ -1,4 +1,5 @@
-"""Eviction policies to compare a cache with, from their descriptions, and streams of keys."""
+"""Eviction policies with which a cache is compared, written from their descriptions, and streams of
+keys."""
 
 import random
 from bisect import bisect
@@ -70,15 +71,15 @@ class S3Fifo:
 
 
 def zipf(rng, keys, exponent, count):
-    """`count` keys of 0 to keys - 1; the n-th most frequent is asked for 1 / n ** exponent times as
-    often as the first."""
+    """Return `count` keys from 0 to keys - 1; the n-th most frequent one occurs 1 / n ** exponent
+    times as often as the first."""
     weights = list(accumulate(1 / number**exponent for number in range(1, keys + 1)))
     names = rng.sample(range(keys), keys)
     return [names[bisect(weights, rng.random() * weights[-1])] for _ in range(count)]
 
 
 def streams(seed, keys, count):
-    """Streams of keys by name, each of about `count`."""
+    """Return streams of keys by name, each of about `count` keys."""
     rng = random.Random(seed)
     usual = zipf(rng, keys, 0.9, count)
     piece = count // 10

@@ -32,7 +32,7 @@ from multiprocessing import Pipe
 
 FAILED_EXIT = 3  # the exit code of a child whose function raised
 TIMEOUT_S = 300.0  # far more than any child needs on a busy machine
-POLL_S = 0.02  # a child whose own children have its end of the pipe ends without an end of file
+POLL_S = 0.02  # no end of file comes if the child's children have the pipe
 PR_SET_PDEATHSIG = 1
 
 
@@ -45,7 +45,7 @@ class Child:
 
     def __init__(self, function, *arguments):
         self.label = f"{getattr(function, '__name__', function)} in a child"
-        self.exitcode = None  # or minus a signal; None until the child is reaped
+        self.exitcode = None  # or minus the signal; None until the child is reaped
         self._outcome = None
         self._said = []
         self._connection, theirs = Pipe()
@@ -74,9 +74,10 @@ class Child:
         return function(*arguments)
 
     def result(self):
-        """Wait for the end; return what the function returned, and raise if it failed.
+        """Wait for the child's end; return what the function returned, and raise if it failed.
 
-        A function that closed the child's end of the pipe and succeeded returns None to the test.
+        A function that closed the child's end of the pipe and succeeded returns None to the
+        test.
         """
         self.join()
         kind, value = self._outcome or ("nothing", None)
@@ -87,7 +88,7 @@ class Child:
         return value
 
     def join(self):
-        """Wait for the end; return the exit code, or minus the signal."""
+        """Wait for the child's end; return the exit code, or minus the signal."""
         while self.exitcode is None and self._outcome is None:
             if not self._receive():
                 break
@@ -96,14 +97,14 @@ class Child:
         return self.exitcode
 
     def kill(self):
-        """Kill it with SIGKILL where it is, unless it has ended; return join()."""
+        """Kill the child with SIGKILL wherever it is, unless it has ended; return join()."""
         if self.exitcode is None:
             os.kill(self.pid, signal.SIGKILL)
             self._ended(os.waitpid(self.pid, 0)[1])
         return self.exitcode
 
     def has_ended(self):
-        """Whether it has ended; does not wait."""
+        """Return whether the child has ended, without waiting."""
         if self.exitcode is None:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended:
@@ -111,7 +112,7 @@ class Child:
         return self.exitcode is not None
 
     def _receive(self):
-        """Wait for one message; False if none comes any more."""
+        """Wait for one message; return False if no more can come."""
         deadline_s = time.monotonic() + TIMEOUT_S
         while not self._connection.poll(POLL_S):
             if self.has_ended():
@@ -148,7 +149,8 @@ class Child:
 
 
 class Partner(Child):
-    """A child that the test talks with: it calls function(parent, *arguments), with a Parent."""
+    """A child with which the test exchanges messages: it calls function(parent, *arguments), and
+    parent is a Parent."""
 
     def _call(self, connection, function, arguments):
         return function(Parent(connection), *arguments)
@@ -162,7 +164,7 @@ class Partner(Child):
         return self._said.pop(0)
 
     def rest(self):
-        """Wait for the end; return all messages that were not heard before."""
+        """Wait for the child's end; return all messages that were not heard before."""
         self.join()
         return self._said
 
@@ -185,7 +187,7 @@ class Parent:
         return self._connection.recv()
 
     def has_called(self):
-        """Whether there is a message for wait()."""
+        """Return whether there is a message for wait()."""
         return self._connection.poll()
 
 
@@ -210,7 +212,7 @@ def stays(function, *arguments):
 
 
 def kill(*children):
-    """Kill children, which must be alive, all before the first is reaped."""
+    """Kill these children, which must be alive; all are killed before the first is reaped."""
     for child in children:
         assert child.exitcode is None
         os.kill(child.pid, signal.SIGKILL)
@@ -221,15 +223,15 @@ def kill(*children):
 
 
 def die_with_parent():
-    """Have the kernel kill this process when the thread that forked it ends."""
+    """Let the kernel kill this process when the thread that forked it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def send_outcome(connection, pipe, outcome, code):
-    """Send it, unless the function closed the descriptor; return the child's exit code."""
+    """Send the outcome, unless the function closed the descriptor; return the child's exit code."""
     try:
         if not os.path.samestat(pipe, os.fstat(connection.fileno())):
-            return code  # another file has the number now
+            return code  # the number is now that of another file
         connection.send(outcome)
     except OSError:
         return code

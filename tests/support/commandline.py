@@ -19,11 +19,11 @@ from support.children import Partner, kill, stays
 from support.zygote import Zygote
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
-# The working directory is not the root: `-m` puts the current folder on sys.path.
+# `-m` puts the working directory on sys.path, so it must not be that of the sources.
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "shmrhash"]
 FOLDER = tempfile.gettempdir()
 TIMEOUT_SECONDS = 60
-STR = ("--str", "--value-u64")  # the maps of make() have texts for keys, numbers for values
+STR = ("--str", "--value-u64")  # the keys of make()'s maps are texts, the values numbers
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ def run(*words, status=0, stdin="", command=None, **more):
 
 
 def say(line, **more):
-    """Run the command with the words of a line as its arguments."""
+    """Run the command; its arguments are the words of this line."""
     return run(*line.split(), **more)
 
 
 def start(*words, **more):
-    """Start the command and return without waiting for its end."""
+    """Start the command; return its process without waiting for its end."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen([*COMMAND, *map(str, words)], cwd=FOLDER, **streams | more)
 
 
 def path_of(name):
-    """The file of a map."""
+    """Return the path of a map's file."""
     return Path(os.environ["SHMRHASH_DIR"], name)
 
 
@@ -184,7 +184,8 @@ class Terminal:
         return self.text[seen:]
 
     def finish(self):
-        """Wait for the end; return the exit status. All that the terminal showed is in text."""
+        """Wait for the end of the command; return its exit status. All that the terminal showed is
+        in text."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running: {self.text!r}"

@@ -1,4 +1,4 @@
-"""Jobs of the workers of test_create.py: see jobs.py."""
+"""Jobs of the workers of test_create.py; jobs.py says what a job is."""
 
 import collections
 import ctypes
@@ -59,10 +59,11 @@ def open_with_damage(gate, name, header, offsets):
 
 
 def use_with_damage(gate, name, damages, entries, progress):
-    """Use the map with each of these bytes damaged; count the uses that finished, or were refused.
+    """Use the map with each of these bytes damaged; count the uses that finished, and those that
+    were refused.
 
-    damages are pairs: an offset into the file, and the number that the byte there is xored with.
-    Before each use the damage is written to the file progress, so that it is known if this worker
+    damages are pairs: an offset into the file, and the number with which the byte there is xored.
+    The damage is written to the file progress before each use, so that it is known if this worker
     dies.
     """
     endings = collections.Counter()
@@ -74,7 +75,7 @@ def use_with_damage(gate, name, damages, entries, progress):
             (byte,) = os.pread(file.fileno(), 1, offset)
             os.pwrite(file.fileno(), bytes([byte ^ change]), offset)
         endings[use(name, entries)] += 1
-        # Memory that growth has committed stays in the file; the restored map does not know of it.
+        # Memory that growth has committed stays in the file, unknown to the restored map.
         write_segment(path, whole)
     return endings
 
@@ -128,7 +129,7 @@ def use(name, entries):
 
 
 def create_names(gate, name, rounds, geometry):
-    """Race to create each name; return how each race ended for this worker."""
+    """Race to create each name; return this worker's result for each."""
     outcomes = []
     for number in range(rounds):
         gate.wait()
@@ -154,7 +155,7 @@ def create_and_wait(gate, name, geometry):
     gate.wait()
 
 
-# In a private file system.
+# ---- in a private file system ----
 
 
 def in_private_tmpfs(gate, folder, size, job, *arguments):

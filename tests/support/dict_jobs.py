@@ -13,7 +13,7 @@ NOEXIST = shmrhash.BPF_NOEXIST
 ROUNDS_MAX = 100_000
 
 
-# Counters.
+# ---- counters ----
 
 
 def count_words(gate, counter, words, rounds, seed):
@@ -44,7 +44,7 @@ def count_only(gate, counter, words, rounds, seed):
     return [(word, counter.inc(word)) for word in rng.choices(words, k=rounds)]
 
 
-# Atomic steps on one key.
+# ---- atomic steps on one key ----
 
 
 def append_to_one_list(gate, d, key, rounds, mark):
@@ -59,7 +59,7 @@ def append_to_one_list(gate, d, key, rounds, mark):
 
 
 def append_without_lock(gate, d, key, rounds, mark):
-    """Append to a copy of the list, as a newcomer would: nothing is stored."""
+    """Append to a copy of the list, as a beginner might, which stores nothing."""
     gate.wait()
     for number in range(rounds):
         d[key].append((mark, number))
@@ -92,7 +92,7 @@ def pop_items(gate, d):
 
 
 def exchange_tokens(gate, d, key, rounds, mark):
-    """Exchange tokens with the value of one key; return all tokens that came out."""
+    """Exchange tokens with the value of one key; return all tokens that were returned."""
     gate.wait()
     return [d.exchange(key, (mark, number)) for number in range(rounds)]
 
@@ -154,7 +154,7 @@ def expect_whole(key, value):
     return value["number"]
 
 
-# Handles.
+# ---- handles ----
 
 
 def store_mark(gate, d, key, value):
@@ -201,7 +201,7 @@ def child_makes_its_own(gate):
         return d.copy(), c.as_dict()
 
 
-# Values of many sizes.
+# ---- values of many sizes ----
 
 SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
 
@@ -212,7 +212,7 @@ def body(number, size):
 
 def change_sizes(d, rng, rounds, taken, every):
     """Store and delete values of many sizes. Return how many stores were refused, and the largest
-    result of taken(), which is called once in every `every` rounds."""
+    result of taken(), which is called in one of `every` rounds."""
     refused = most = 0
     for turn in range(rounds):
         key = rng.randrange(200)

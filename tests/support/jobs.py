@@ -46,7 +46,7 @@ def number_of_whole(value, size):
     return number
 
 
-# Counters.
+# ---- counters ----
 
 
 def add_ones(gate, m, keys_count, adds, seed):
@@ -60,7 +60,7 @@ def add_ones(gate, m, keys_count, adds, seed):
     return seen
 
 
-# Keys that all workers use.
+# ---- keys that all workers use ----
 
 
 def insert_and_take_the_same(gate, m, rounds, keys_per_round, mark):
@@ -105,7 +105,7 @@ def insert_and_delete_at_random(gate, m, keys_count, operations, seed):
     return balance
 
 
-# The limit.
+# ---- the limit ----
 
 
 def insert_until_refused(gate, m, first, count):
@@ -142,7 +142,7 @@ def churn_at_the_limit(gate, m, first, count, operations, seed):
     return mine
 
 
-# Growing and shrinking.
+# ---- growing and shrinking ----
 
 
 def churn(gate, m, first, count, rounds):
@@ -202,7 +202,7 @@ def read_versions(gate, m, keys, seed):
     return reads
 
 
-# Whole values.
+# ---- whole values ----
 
 
 def write_whole(gate, m, key, value_size, writer, writes):
@@ -242,7 +242,8 @@ def reinsert_whole(gate, m, key, value_size, writes):
 
 
 def read_reinserted(gate, m, keys, value_size):
-    """Read keys that come and go: absent, or a whole value of its own. Return how many had one."""
+    """Read keys that other workers insert and delete: each is absent, or has a whole value of its
+    own. Return how many keys were present."""
     found = 0
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -258,7 +259,7 @@ def read_reinserted(gate, m, keys, value_size):
     return found
 
 
-# Handles and processes.
+# ---- handles and processes ----
 
 
 def add_one_each_time_attached(gate, name, rounds):
@@ -297,7 +298,7 @@ def fork_children_who_use(gate, m, first, children):
 
 
 def write_and_fork(m, key):
-    """In a child: write a key, and have a child of its own write the next one."""
+    """In a child, write a key and fork a child that writes the next one."""
     m.update(word(key), word(key), NOEXIST)
     grandchild = Child(m.update, word(key + 1), word(key + 1), NOEXIST)
     m.add(word(key), 0)
@@ -305,7 +306,7 @@ def write_and_fork(m, key):
 
 
 def use_until_closed(m, key, ends):
-    """Operate on the map until it is closed; append the way it ended to ends."""
+    """Operate on the map until it is closed; append to ends how the operations ended."""
     try:
         while True:
             m.update(word(key), word(key))
@@ -318,7 +319,8 @@ def use_until_closed(m, key, ends):
 
 
 def close_under_threads(gate, name, rounds, threads_count):
-    """Close a handle that threads are using; return what each was told. All must be told."""
+    """Close a handle that threads are using; return the error that each thread got. Each must get
+    one."""
     told = []
     for _ in range(rounds):
         m = RHashMap.open(name)

@@ -21,9 +21,9 @@ from shmrhash import RHashMap
 from support import stepping
 from support.words import COLLIDING, SCATTERED, word
 
-READ_SECONDS_MAX = 0.5  # of processor time, and this many sleeps, of which a wait has hundreds
+READ_SECONDS_MAX = 0.5  # of processor time; and sleeps, of which a wait has hundreds
 READ_SLEEPS_MAX = 20
-FRESH = 1 << 32  # keys from here on are inserted by the survivor only
+FRESH = 1 << 32  # only the survivor inserts keys from here on
 COLLISIONS = {"_seeds": COLLIDING}
 
 
@@ -66,22 +66,22 @@ MEETINGS = (write_same_key, attach, write_a_neighbour, only_check, delete_same_k
 class Scenario:
     """One operation on one map."""
 
-    key = 1  # the key that the survivor writes, and so meets the dead process's locks
-    entry_count = 5  # at the start, with keys from 1 up; None: the map never had an entry
+    key = 1  # the survivor writes it, and so meets the dead process's locks
+    entry_count = 5  # entries at the start, keys from 1; None: the map never had any
     max_entries = 64
-    atomic = True  # all keys change or none; otherwise each key for itself
+    atomic = True  # all keys change or none does; otherwise each by itself
     goes_on = False  # recovery finishes the operation of the dead process
     changes_min = 3  # with fewer changes the scenario no longer does what its name says
     rising, falling, not_rising = (), (), ()  # facts() that the operation must change, or must not
-    sample = None  # of the states, unless the test is long; None: all
+    sample = None  # how many states are visited, unless the test is long; None: all
     meetings = MEETINGS
-    learned = None  # a set: instructions that changed the map in earlier scenarios of the kind
+    learned = None  # set of instructions that changed the map in earlier scenarios
 
     def __init__(self, name, geometry=None, **attributes):
         self.name = name
         self.geometry = geometry or {}
         for attribute, value in attributes.items():
-            getattr(self, attribute)  # a misspelt one raises
+            getattr(self, attribute)  # raises if the attribute is misspelt
             setattr(self, attribute, value)
 
     def __str__(self):
@@ -94,28 +94,30 @@ class Scenario:
         return RHashMap.create(name, **(geometry | {"_seeds": SCATTERED} | self.geometry))
 
     def fill(self, shared_map):
-        """Fill a new map; its memory was committed and given back before."""
+        """Fill a new map, after its memory was committed and given back once."""
         if self.entry_count is not None:
             self.insert(shared_map, [0])
             remove(shared_map, [0])
             self.insert(shared_map, range(1, self.entry_count + 1))
 
     def prepare(self, name):
-        """In the child, before it is traced: return what operate() takes. It is registered."""
+        """Return what operate() takes. This is called in the child before it is traced, and
+        registers it."""
         handle = RHashMap.open(name)
         handle.lookup(bytes(handle.key_size))
         return handle
 
     def operate(self, state):
-        """In the child, which is killed in here."""
+        """Do the operation; called in the child, which is killed in here."""
         raise NotImplementedError
 
     def change(self, model):
-        """Do the same to a dict."""
+        """Do to a dict what operate() does to the map."""
         raise NotImplementedError
 
     def happened(self, before, after):
-        """Whether an operation between these facts() did what the name of the scenario says."""
+        """Return whether the operation between these two facts() did what the name of the scenario
+        says."""
         return (
             all(after[counter] > before[counter] for counter in self.rising)
             and all(after[counter] < before[counter] for counter in self.falling)
@@ -137,17 +139,19 @@ class Scenario:
     # What a survivor must find.
 
     def models(self, before):
-        """What the map may show, in the order of time: first `before`, at last what is stored."""
+        """Return what the map may show, in the order of time: first `before`, and last what is
+        stored."""
         after = dict(before)
         self.change(after)
         return [before, after]
 
     def look(self, survivor, keys):
-        """What a reader sees."""
+        """Return what a reader sees."""
         return contents(survivor, keys)
 
     def judge(self, seen, models, done):
-        """R2, W1: return which model was seen; none before number `done`, which was seen before."""
+        """R2, W1: return the number of the model that was seen; it must not be earlier than number
+        `done`, which was seen before."""
         if not self.atomic:
             for key in models[0].keys() | models[-1].keys():
                 assert seen.get(key) in (models[0].get(key), models[-1].get(key))
@@ -176,12 +180,12 @@ class Scenario:
         expect_whole(survivor, model)
         assert contents(survivor, keys | model.keys()) == model
         if meet is only_check:
-            # Attaching recovers all dead processes, so nothing of theirs is kept.
+            # Attaching recovers all dead processes, so they keep nothing.
             attach(self, survivor, model)
             assert survivor.info()["contexts"] == 1
 
     def expect_exact_limit(self, survivor, model):
-        """W2: exactly max_entries fit, whatever the dead process held."""
+        """W2: assert that exactly max_entries fit, whatever the dead process held."""
         fresh = FRESH
         while True:
             try:
@@ -194,17 +198,18 @@ class Scenario:
         assert len(model) == len(survivor) == survivor.max_entries
 
     def expect_whole_operation(self, trace, survivor, models, at_start):
-        """What an operation that was not killed did."""
+        """Check what an operation that was not killed did."""
         assert len(trace.changes) >= self.changes_min
         assert self.happened(at_start, self.facts(survivor))
         assert self.look(survivor, all_keys(models)) == models[-1]
 
     def facts(self, survivor):
-        """Return the figures by which a moment is recognised."""
+        """Return the figures by which a moment of an operation is recognised."""
         return survivor.info() | {"lines": survivor.check()["lines"]}
 
     def expect_all_seen(self, visited, models, sample):
-        """The kills have shown all models; a sample of them has shown the last one at least."""
+        """Assert that the kills have shown all models, or if only a sample was visited, at least
+        the last one."""
         if self.atomic:
             shown = [models[number] for number in visited]
             assert models[max(visited)] == models[-1]
@@ -214,8 +219,9 @@ class Scenario:
 
     @contextlib.contextmanager
     def filled(self, name):
-        """Yield what self.made(name) yields. All of it is done on one CPU: what the depots of two
-        hold decides which steps an operation has, for instance whether an insertion splits."""
+        """Yield what self.made(name) yields. All is done on one CPU, because the contents of the
+        depots of two CPUs decide which steps an operation has, for instance whether an insertion
+        splits."""
         with stepping.on_cpu(stepping.default_cpu()), self.made(name) as found:
             yield found
 
@@ -233,8 +239,9 @@ class Scenario:
                 survivor.unlink()
 
     def killed_twice(self, name, survivor, again, *, samples, seed, learned):
-        """Kill a child in the operation, then one in again(handle) on what that left: each crash of
-        the second one. It has the survivor's handle: opening one would recover the dead at once."""
+        """Kill one child in the operation, and another one in again(handle) on what that left;
+        yield each crash of the second. The second has the survivor's handle, because opening one
+        would recover the dead at once."""
 
         def inherit():
             survivor.lookup(word(1))
@@ -245,8 +252,9 @@ class Scenario:
         return stepping.crash_chain(stages, segment, samples=samples, seed=seed, learned=learned)
 
     def kill_and_survive(self, name, record_property, *, seed, sample=None, every_meeting=False):
-        """Kill a child in the states of the operation, in the order of time; the survivor checks
-        each, and meets the dead in one of the ways, by turns, or in every way."""
+        """Kill a child in each state of the operation, in the order of time. After each, the
+        survivor meets the dead process in one of the ways, by turns, or in every way, and checks
+        the map."""
         tally = Tally()
         with self.filled(name) as (survivor, before):
             models = self.models(before)
@@ -277,7 +285,7 @@ class Scenario:
 
 
 class Same(Scenario):
-    """The same code changes a map and a dict."""
+    """A Scenario whose operation is the same code for a map and for a dict."""
 
     def act(self, target):
         raise NotImplementedError
@@ -290,10 +298,11 @@ class Same(Scenario):
 
 
 class AtMoment(Same):
-    """An operation that is repeated until it makes something happen; that one is killed.
+    """A Scenario whose operation is repeated until it makes something happen, and killed that
+    time.
 
-    Which one it is, is found with probe maps that have the same seeds: one by one, and before that
-    in strides, up to the first stride in which the counters in `coarse` rise.
+    The number of repetitions is found with probe maps that have the same seeds: one by one, and
+    before that in strides, up to the first stride in which the counters in `coarse` rise.
     """
 
     entry_count = 0
@@ -309,7 +318,7 @@ class AtMoment(Same):
             self.act(shared_map)
 
     def count_until(self, name, start, step, coarse):
-        """How many operations precede the step in which it happens."""
+        """Return how many operations precede the one in which it happens."""
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(self.create(name))
             stack.callback(probe.unlink)
@@ -346,15 +355,15 @@ def all_keys(models):
 
 
 def contents(shared_map, keys):
-    """Look these keys up; return the entries found. Reading must not wait (R1)."""
+    """Look these keys up; return the entries that were found. Reading must not wait (R1)."""
     with not_waiting(len(keys)):
         found = {key: shared_map.lookup(key) for key in keys}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def starved_s(pid="thread-self"):
-    """How long this thread, or the first one of a process, has been ready to run, all in all, while
-    other threads had the processors."""
+    """Return for how long this thread, or the first one of a process, has been ready to run in
+    total while other threads had the processors."""
     with open(f"/proc/{pid}/schedstat") as file:
         return int(file.read().split()[1]) / 1e9
 
@@ -371,10 +380,10 @@ def not_waiting(lookups):
 
 
 def expect_whole(survivor, model=None):
-    """check() counts exactly as many entries as the model has.
+    """Assert that check() counts exactly as many entries as the model has.
 
-    len() proves nothing here: it also counts the right to an entry that a dead process holds, until
-    that process has been recovered.
+    len() would prove nothing here: it also counts the credit that a dead process holds, until that
+    process has been recovered.
     """
     report = survivor.check()
     assert report["exact"]
@@ -383,7 +392,7 @@ def expect_whole(survivor, model=None):
 
 
 def opened(name):
-    """prepare: open a handle of the child's own, and register the child."""
+    """Open a handle of the child's own, and register the child, as prepare() has to."""
 
     def prepare():
         handle = RHashMap.open(name)
@@ -394,7 +403,7 @@ def opened(name):
 
 
 class Tally:
-    """Counts how much a test has covered."""
+    """A count of how much a test has covered."""
 
     def __init__(self):
         self.crashes = 0
@@ -427,7 +436,7 @@ def explained(crash, meet):
 
 
 def fill_up_to_a_split(name):
-    """Return a map that splits a bucket at its next insertion, the key of that, and its file."""
+    """Return a map whose next insertion splits a bucket, the key for that, and the map's file."""
     m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
     segment = stepping.Segment(stepping.segment_path(name))
     for key in range(1, 300):

@@ -31,16 +31,16 @@ VALUE_SIZE = 264
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 COUNTER_BASE = 1 << 40  # keys of counters
-FRESH_BASE = 1 << 41  # keys inserted at the end, when the map is filled
+FRESH_BASE = 1 << 41  # keys that are inserted at the end to fill the map
 SHARED_COUNTERS = 2
-COUNTER_OFFSETS = (16, 45)  # inside one word; and across two words
+COUNTER_OFFSETS = (16, 45)  # one counter inside a word, and one across two
 COUNTER_FILL = b"\xab"
 
 GROWING, SHRINKING = 0, 1
 
 STUCK_S = 1.0
-STARVED_S = 0.1  # a tenth of it is usual on an idle machine: eight workers, two processors
-START_S = 10.0  # for a fork, on a busy machine
+STARVED_S = 0.1  # ten times what is usual on an idle machine
+START_S = 10.0  # a fork may take this long on a busy machine
 
 
 def value_of(key, version):
@@ -174,11 +174,12 @@ class Books:
 
 # ---- what a worker does ----
 
-BURST_MAX = 20  # repetitions of one operation, so that a worker is inside the map most of the time
+BURST_MAX = 20  # so many that a worker is inside the map for most of its time
 
 
 def work(shared_map, books, ledger, rng, tolerated=()):
-    """Operate on the map without end. Every exception is an error, except MapFull and tolerated."""
+    """Operate on the map without end. Every exception but MapFull and those in tolerated is an
+    error."""
     refusals = (shmrhash.MapFull, *tolerated)
     while True:
         ledger.step()
@@ -268,13 +269,13 @@ class Schedule(NamedTuple):
     """What the kernel says of a process's first thread."""
 
     ran_s: float
-    waited_s: float  # ready, while others had the processors; without the wait that goes on
+    waited_s: float  # time ready without a processor, except the present wait
     turns: int
-    is_ready: bool  # or running
+    is_ready: bool  # or runs
 
 
 def schedule_of(pid):
-    """The Schedule of a process; of one that has ended, an empty one."""
+    """Return the Schedule of a process, or an empty one if it has ended."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
             ran_ns, waited_ns, turns = map(int, file.read().split())
@@ -316,12 +317,12 @@ class FairClock:
 
 
 class Watch:
-    """When a worker last made progress, by the FairClock."""
+    """A record of when a worker last made progress, by the FairClock."""
 
     def __init__(self, ledger, clock):
         self.ledger = ledger
         self.clock = clock
-        ledger.words[Ledger.PROC_PID] = 0  # the worker stores it: /proc may know it by another pid
+        ledger.words[Ledger.PROC_PID] = 0  # the worker stores its pid, which may differ in /proc
         self.note()
 
     def proc_pid(self):
@@ -336,7 +337,7 @@ class Watch:
             self.note()
             return 0.0
         still = self.clock.now_s - self.since
-        if self.proc_pid() == 0:  # it has not begun to run Python
+        if self.proc_pid() == 0:  # the worker has not begun to run Python
             return still - START_S
         return still
 
@@ -367,8 +368,8 @@ class Storm:
         self.children[slot] = Child(self._run, slot, seed)
 
     def _run(self, slot, seed):
-        """Operate in the child, through the parent's handle or one of the child's own."""
-        os.nice(5)  # the process that kills them has priority
+        """Operate in the child, through the parent's handle or a handle of the child's own."""
+        os.nice(5)  # the process that kills the workers has priority
         rng = random.Random(seed)
         ledger = self.books.ledgers[slot]
         ledger.words[Ledger.PID] = os.getpid()
@@ -458,7 +459,7 @@ class Storm:
         return f"state {state}, key in doubt {ledger.in_doubt()}, sum {ledger.addition_in_doubt()}"
 
     def end(self):
-        """Kill the remaining workers without checking them. Must be called in any case."""
+        """Kill the remaining workers without checking them. This must be called in any case."""
         for child in self.children.values():
             child.kill()
         self.children.clear()
@@ -474,11 +475,12 @@ class Storm:
 
 
 def expect_ledgers(shared_map, books, shared_doubts, dead=0):
-    """C1, R2: the map holds what the ledgers say. All workers are gone and settled.
+    """C1, R2: assert that the map holds what the ledgers say. All workers must have ended and been
+    settled.
 
-    shared_doubts: by sum of a shared counter, how much killed workers may have added to it.
-    dead: the largest number of dead workers not yet recovered; each may hold one element, which
-    len() counts until it is recovered.
+    shared_doubts: by sum of a shared counter, how much killed workers may have added to it. dead:
+    the largest number of dead workers not yet recovered; each may hold one element, which len()
+    counts until it is recovered.
     """
     present = 0
     for ledger in books.ledgers:
@@ -500,7 +502,7 @@ def expect_ledgers(shared_map, books, shared_doubts, dead=0):
 
 
 def expect_exact_limit(shared_map):
-    """W2: exactly max_entries fit; dead processes have kept no room."""
+    """W2: assert that exactly max_entries fit, so that dead processes have kept no room."""
     number = FRESH_BASE
     with contextlib.suppress(shmrhash.MapFull):
         while len(shared_map) <= shared_map.max_entries:
@@ -513,7 +515,7 @@ def expect_exact_limit(shared_map):
 
 
 def expect_all_at_rest(shared_map):
-    """C2: once a process has attached, nothing is left of the dead ones."""
+    """C2: assert that, once a process has attached, nothing is left of the dead ones."""
     with RHashMap.open(shared_map.name):
         pass
     info = shared_map.info()

@@ -1,4 +1,4 @@
-"""A key that another thread has locked, for tests of operations that wait; a lock that is wrong."""
+"""A key that another thread has locked, for tests of operations that wait; and a faulty lock."""
 
 import contextlib
 import threading
@@ -28,7 +28,7 @@ def locked_elsewhere(shared_map, key):
 
 
 class TellsAgain(Lock):
-    """A lock that is wrong: an owner that was told is told again in its next turn."""
+    """A faulty lock: an owner that was told of a death is told of it again in its next turn."""
 
     last = None
 

@@ -33,7 +33,8 @@ class Written:
         return b"%s=%d" % (key, len(self.moments[key]))
 
     def acknowledged(self, key, moment):
-        """The next version of key is at the server since this moment, or longer."""
+        """Note that the next version of the key has been at the server since this moment, or
+        longer."""
         self.moments[key].append(moment)
 
     def flushed(self, moment):
@@ -42,10 +43,10 @@ class Written:
             moments.append(moment)
 
     def wrong(self, key, found, began, max_stale):
-        """The mistake of a read that began then, or None. It is wrong to find another key's value,
-        one that was never written, or one that was replaced longer than max_stale before the read
-        began (N1, N4). If a read found nothing, the last flush counts as the reason, even if it
-        came after the read."""
+        """Return what is wrong with a read that began at this moment, or None. It is wrong to find
+        another key's value, a value that was never written, or one that was replaced longer than
+        max_stale before the read began (N1, N4). If a read found nothing, the last flush counts as
+        the reason, even if it came after the read."""
         moments = self.moments[key]
         if found is None:
             version = self.absent[key][-1]
@@ -79,7 +80,7 @@ class Server:
 
     def talk(self, connection):
         with contextlib.suppress(EOFError, OSError):
-            while True:  # until the client goes
+            while True:  # until the client closes its connection
                 command, *arguments = connection.recv()
                 if command == "watch":
                     return self.tell(connection)
@@ -130,7 +131,7 @@ class Server:
             waiting.put(("began",))
         threading.Thread(target=self.pings, args=(connection, waiting), daemon=True).start()
         with contextlib.suppress(OSError, EOFError):
-            while connection in self.watchers:  # until it is cut, or its client goes
+            while connection in self.watchers:  # until the connection is cut or closed
                 with contextlib.suppress(queue.Empty):
                     connection.send(waiting.get(timeout=0.02))
 
@@ -143,7 +144,7 @@ class Server:
 
 
 class ServedSource:
-    """The source of such a server."""
+    """A source whose server is a Server in another process."""
 
     tracking = "pushes"
 
@@ -200,7 +201,7 @@ class ServedSource:
         with Client(self.address, "AF_UNIX") as connection:
             connection.send(("watch",))
             asked = 0.0
-            while not stop():  # until the tracker ends, or the connection does
+            while not stop():  # until the tracker or the connection ends
                 if time.monotonic() - asked > beat / 2:
                     asked = time.monotonic()
                     connection.send(time.monotonic_ns())
@@ -214,7 +215,8 @@ class ServedSource:
 
 
 class PlainSource(ServedSource):
-    """A source without a server: values in this process, and a hook while a fetch is under way."""
+    """A source without a server: the values are in this process, and a hook is called while a fetch
+    is under way."""
 
     def __init__(self):
         super().__init__("plain")

@@ -1,7 +1,9 @@
-"""A cluster of six servers on loopback for tests of near caches: three primaries, three replicas.
+"""A cluster of six servers on the loopback interface for tests of near caches: three primaries and
+three replicas.
 
 The cluster is made by the commands ADDSLOTSRANGE, MEET and REPLICATE; the servers know each other
-by 127.0.0.1. Ports are free ones, whose neighbours 10,000 above, the nodes' own, are free as well.
+by 127.0.0.1. The ports are free ones for which the port 10,000 above, the nodes' own, is free as
+well.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ SLOTS = 1 << 14
 
 
 def free_ports(count):
-    """Free ports, for which the port 10,000 above is free, too."""
+    """Return free ports for which the port 10,000 above is free, too."""
     found, held = [], []
     try:
         while len(found) < count:
@@ -40,8 +42,8 @@ def free_ports(count):
 
 
 def read_the_topology_once(monkeypatch):
-    """A mutant of the watch: it takes each primary's first view of the slots for good, and asks no
-    other primary."""
+    """Put a mutant in the place of the watch: it takes each primary's first view of the slots for
+    final, and asks no other primary."""
     right = Watch._compare
 
     def compare(self, primary, view):
@@ -66,8 +68,8 @@ def until(condition, what):
 
 
 class Process:
-    """A server on a port, and a connection of its own for the test. With TLS if the options say
-    so; then its certificate is for localhost, and the CA's as well."""
+    """A server on a port, and a connection to it for the test. The connection uses TLS if the
+    options say so; then the server's certificate is for localhost, and is the CA's as well."""
 
     def __init__(self, program, folder, *options):
         import redis
@@ -90,7 +92,7 @@ class Process:
         until(lambda: self.ask("PING"), "a server does not start")
 
     def ask(self, *words):
-        """A command to this server, and the answer as it comes."""
+        """Send a command to this server, and return the answer as it comes."""
         try:
             self.connection.send_command(*words)
             return self.connection.read_response()
@@ -118,7 +120,7 @@ class Process:
 
 
 class Node(Process):
-    """A server of the cluster. more: options of it."""
+    """A server of the cluster. more: further options of it."""
 
     def __init__(self, program, folder, port, more=()):
         Path(folder).mkdir()
@@ -133,11 +135,12 @@ class Node(Process):
         self.id = self.ask("CLUSTER", "MYID").decode()
 
     def lines(self):
-        """Each node, as this one sees it: the words of a line of CLUSTER NODES."""
+        """Return the nodes as this one sees them: for each the words of its line of CLUSTER
+        NODES."""
         return [line.split() for line in self.ask("CLUSTER", "NODES").decode().splitlines()]
 
     def owners(self):
-        """Which node owns which slots, as this one sees it."""
+        """Return which node owns which slots, as this one sees it."""
         return {
             line[0]: " ".join(line[8:]).partition(" [")[0]
             for line in self.lines()
@@ -145,7 +148,7 @@ class Node(Process):
         }
 
     def is_well(self):
-        """Whether it answers for its slots, or follows its primary."""
+        """Return whether this node answers for its slots, or follows its primary."""
         role = self.ask("ROLE")
         return b"cluster_state:ok" in self.ask("CLUSTER", "INFO") and (
             role[0] == b"master" or role[3] == b"connected"
@@ -153,8 +156,8 @@ class Node(Process):
 
 
 class Certificate:
-    """A certificate for localhost and for 127.0.0.1 (redis-py turns the name into that), signed by
-    itself.
+    """A certificate for localhost and for 127.0.0.1, into which redis-py turns the name. It is
+    signed by itself.
 
     Raises OSError (no openssl), CalledProcessError.
     """
@@ -172,8 +175,8 @@ class Certificate:
         )  # fmt: skip
 
     def options(self, port):
-        """The options of a node that uses TLS only, with other nodes and with clients, which know
-        it by its name."""
+        """Return the options of a node that uses only TLS, with other nodes and with clients, which
+        know it by its name."""
         return {
             "port": 0, "tls-port": port, "tls-cluster": "yes", "tls-replication": "yes",
             "tls-cert-file": self.path, "tls-key-file": self.key, "tls-ca-cert-file": self.path,
@@ -183,7 +186,7 @@ class Certificate:
 
 
 class Cluster:
-    """Three primaries and a replica of each."""
+    """A cluster of three primaries and a replica of each."""
 
     def __init__(self, program, folder, certificate=None):
         self.program, self.folder = program, Path(folder)
@@ -194,7 +197,7 @@ class Cluster:
         for number, node in enumerate(self.nodes[:3]):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             first, end = number * SLOTS // 3, (number + 1) * SLOTS // 3
-            for slots in range(first, end, 512):  # ADDSLOTSRANGE came with Redis 7
+            for slots in range(first, end, 512):  # servers before Redis 7 lack ADDSLOTSRANGE
                 node.ask("CLUSTER", "ADDSLOTS", *range(slots, min(end, slots + 512)))
         for node in self.nodes[1:]:
             self.introduce(node)
@@ -203,7 +206,7 @@ class Cluster:
         self.wait()
 
     def introduce(self, node):
-        """Make a node a member, known to all."""
+        """Make the node a member of which all nodes know."""
         node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
         count = self.nodes.index(node) + 1
         met = self.nodes[:count]
@@ -222,13 +225,14 @@ class Cluster:
         )
 
     def primaries(self):
-        """The living owners of slots, as the first living node sees it."""
+        """Return the living owners of slots, as the first living node sees it."""
         owners = self.living()[0].owners()
         return [node for node in self.living() if node.id in owners]
 
     def agrees_on_epoch(self, node):
-        """Whether this node has the greatest epoch, and all know it; and which nodes are replicas,
-        for one that is not known as one has an epoch of its own, which may rise yet."""
+        """Return whether this node has the greatest epoch, and all know it. All must also know
+        which nodes are replicas, because one that is not known as a replica has an epoch of its
+        own, which may still rise."""
         views = [each.lines() for each in self.living()]
         if any("master" in line[2] and not line[8:] for view in views for line in view):
             return False
@@ -241,7 +245,7 @@ class Cluster:
         return found
 
     def owner(self, slot):
-        """The primary of a slot, as it says itself."""
+        """Return the primary that says that it owns the slot."""
         for node in self.living():
             slots = node.owners().get(node.id, "").split()
             for word in slots:
@@ -251,7 +255,7 @@ class Cluster:
         raise LookupError(slot)
 
     def replica(self, primary):
-        """A living replica of a primary, or None."""
+        """Return a living replica of this primary, or None."""
         for node in self.living():
             role = node.ask("ROLE")
             if role[0] == b"slave" and role[2] == primary.port:
@@ -265,7 +269,7 @@ class Cluster:
         return redis.RedisCluster("127.0.0.1", self.nodes[0].port, **options)
 
     def move_slot(self, slot, target):
-        """Move a slot with its keys while clients go on, as redis-cli --cluster reshard does."""
+        """Move a slot with its keys while clients use it, as redis-cli --cluster reshard does."""
         source = self.owner(slot)
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
@@ -278,13 +282,13 @@ class Cluster:
             source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
 
     def fail_over(self, primary):
-        """Make the replica the primary, by agreement of both."""
+        """Make the replica the primary, by an agreement of both."""
         replica = self.replica(primary)
         asked = 0.0
 
         def is_primary():
             nonlocal asked
-            if time.monotonic() - asked > AGREEMENT_S:  # it gives up after 5 seconds
+            if time.monotonic() - asked > AGREEMENT_S:  # the replica gives up after 5 seconds
                 asked = time.monotonic()
                 replica.ask("CLUSTER", "FAILOVER")
             return replica.is_primary()

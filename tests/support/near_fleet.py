@@ -2,12 +2,13 @@
 
 A run is the life of one near cache: it has segments, a prefix, keys, a tracker and readers of its
 own, and versions of its own that judge each read (Written). Most of a run is waiting, so one fleet
-makes dozens at once, and they share what is expensive: the server, the processes, and the blows
-that strike these. All processes but one are killed, each the tracker of some near caches and a
-reader of all. What strikes one near cache alone is in its source (RoughSource): answers that are
-late, a tracker's thread that stops at a bad moment, a connection that is lost.
+runs dozens at the same time, and they share what is expensive: the server, the processes, and the
+blows against these. All processes but one are killed; each of them is the tracker of some near
+caches and a reader of all. What happens to one near cache alone happens in its source
+(RoughSource): answers that are late, a tracker's thread that stops at a bad moment, a connection
+that is lost.
 
-max_stale is short, so that much happens in a second: beats and takeovers are parts of it.
+max_stale is short, so that beats and takeovers, which take parts of it, are frequent.
 
     python -m support.near_fleet --seconds 600 --lanes 2
 """
@@ -38,10 +39,10 @@ from support.near_rough import RoughSource
 from support.near_servers import Server, programs
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE_S = 600  # for a fleet that is made, or ends, on a machine that is busy
-READS = 4  # of a reader in one go
-FLUSH_S = 0.1  # after which a reader writes down what it has read
-WRITE_S = 0.005  # from one portion of writes to the next
+PATIENCE_S = 600  # for the beginning or end of a fleet on a busy machine
+READS = 4  # keys that a reader reads without a pause
+FLUSH_S = 0.1  # between two portions that a reader reports
+WRITE_S = 0.005  # between two portions of writes
 STACK_BYTES = 256 << 10
 
 
@@ -67,7 +68,7 @@ class Plan:
 
 @dataclasses.dataclass
 class Outcome:
-    """Of some runs. served: of these, runs in which values were served from memory."""
+    """The figures of some runs. served: in how many of them values were served from memory."""
 
     runs: int = 0
     served: int = 0
@@ -105,7 +106,7 @@ class Fleet:
         self.ready = FORK.RawArray("b", plan.hosts)
         self.outcome = Outcome(runs=plan.caches)
 
-    # What a host does.
+    # ---- what a host does ----
 
     def near(self, client, host, at):
         source = self.plan.source(client, self.prefixes[at], self.plan, f"{self.seed} {host} {at}")
@@ -118,7 +119,7 @@ class Fleet:
         )
 
     def sail(self, host):
-        """Have all near caches, and read them, until this process is killed or told to stop."""
+        """Open all near caches, and read them, until this process is killed or told to stop."""
         import redis
 
         die_with_parent()
@@ -127,7 +128,7 @@ class Fleet:
         log = os.open(self.folder / f"seen.{host}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         nears, readers = {}, []
         for number in range(self.plan.caches):
-            # Each process opens others first, so that each gets some offices.
+            # Each process opens them in another order, so that each becomes the tracker of some.
             at = (number + host * self.plan.caches // self.plan.hosts) % self.plan.caches
             nears[at] = self.near(client, host, at)
             readers.append(threading.Thread(target=self.read, args=(nears[at], host, at, log)))
@@ -138,7 +139,7 @@ class Fleet:
         for at, near in nears.items():
             self.look_at_rest(near, at, log)
         for near in nears.values():
-            near._tracker._ended.set()  # all at once, or close() waits for each
+            near._tracker._ended.set()  # ends all at once; otherwise close() would wait for each
         for near in nears.values():
             near.close()
 
@@ -158,13 +159,13 @@ class Fleet:
         import redis
 
         began = time.monotonic()
-        with contextlib.suppress(redis.exceptions.RedisError):  # its server is away
+        with contextlib.suppress(redis.exceptions.RedisError):  # the server may be away
             found = near.get(key)
             count, _ = seen.get((key, found), (0, 0))
             seen[key, found] = count + 1, began
 
     def look_at_rest(self, near, at, log):
-        """Read each key once more; the figures of this near cache."""
+        """Read each key once more, and report this near cache's figures."""
         seen = {}
         for key in self.keys[at]:
             self.read_one(near, at, key, seen)
@@ -176,7 +177,7 @@ class Fleet:
             log, pickle.dumps((at, seen, (info["entries"]["hits"], info["takeovers"], epochs)))
         )
 
-    # What the fleet's own process does.
+    # ---- what the fleet's own process does ----
 
     def run(self):
         hosts = [FORK.Process(target=self.sail, args=(at,)) for at in range(self.plan.hosts)]
@@ -218,7 +219,8 @@ class Fleet:
         self.connection.close()
 
     def schedule(self, hosts, begin):
-        """(moment, name, function) in their order: deaths of all hosts but one, and two others."""
+        """Return the blows in their order, as (moment, name, function): the deaths of all hosts but
+        one, and two others."""
         chance, plan = self.chance, self.plan
         made = []
 
@@ -249,7 +251,7 @@ class Fleet:
             os.kill(host.pid, number)
 
     def cut(self):
-        """All connections but this one."""
+        """Close all connections but this one."""
         self.connection.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
     def flush(self):
@@ -262,7 +264,7 @@ class Fleet:
         )
 
     def restart(self):
-        """The server dies, and begins anew without a key."""
+        """Kill the server, and start it again without any key."""
         self.connection.close()
         self.server.kill()
         self.server.start()
@@ -275,7 +277,8 @@ class Fleet:
             each.flushed(moment)
 
     def write(self):
-        """A write for some near caches, in one go: acknowledged when all are."""
+        """Write for some near caches in one portion; the writes are acknowledged when all have been
+        executed."""
         count = max(1, round(self.plan.caches * WRITE_S / self.plan.pause))
         words, keys = [], []
         for at in self.chance.sample(range(self.plan.caches), count):
@@ -291,7 +294,7 @@ class Fleet:
         self.outcome.writes += count
 
     def portions(self):
-        """What hosts wrote; the last portion of one that was killed may be cut."""
+        """Yield what the hosts reported; the last portion of a killed host may be incomplete."""
         for path in self.folder.glob("seen.*"):
             with open(path, "rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
                 while True:
@@ -316,7 +319,8 @@ class Fleet:
 
 
 def fleets(program, folder, name, seed, plan, seconds, count=1 << 62):
-    """Fleets around one server, one after the other, for so many seconds; the outcome of each."""
+    """Run fleets around one server, one after the other, for so many seconds; yield the outcome of
+    each."""
     end = time.monotonic() + seconds
     server = Server(program, folder)
     try:
@@ -335,7 +339,7 @@ def fleets(program, folder, name, seed, plan, seconds, count=1 << 62):
 
 
 def lane(outcomes, *arguments):
-    """fleets() in a process of its own."""
+    """Run fleets() in this process, and report each outcome."""
     die_with_parent()
     try:
         for outcome in fleets(*arguments):
@@ -346,7 +350,8 @@ def lane(outcomes, *arguments):
 
 
 def sail_all(program, folder, name, seed, plan, seconds, lanes, say=lambda _: None):
-    """Fleets in some lanes at once; their outcome. say(): is told the sum after each fleet."""
+    """Run fleets in several lanes at the same time; return their outcome. say() is called with the
+    sum after each fleet."""
     outcomes, total, failed = FORK.Queue(), Outcome(), []
     processes = []
     for at in range(lanes):
@@ -355,8 +360,8 @@ def sail_all(program, folder, name, seed, plan, seconds, lanes, say=lambda _: No
         given = (outcomes, program, place, f"{name}{at}", seed + 1_000_000 * at, plan, seconds)
         processes.append(FORK.Process(target=lane, args=given))
         processes[-1].start()
-    while lanes:  # until each has said that it ends
-        outcome = outcomes.get(timeout=3 * PATIENCE_S)  # else a lane was killed
+    while lanes:  # until each lane has reported its end
+        outcome = outcomes.get(timeout=3 * PATIENCE_S)  # ends with an error if a lane was killed
         if isinstance(outcome, Outcome):
             total.add(outcome)
             say(total)

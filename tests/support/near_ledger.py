@@ -1,13 +1,13 @@
 """What writers and readers of a cluster saw, and which reads were too old.
 
-A value says its key and its version; versions of a key rise, and each is written once, by one
-writer. Each write brings the value that it replaces (SET ... GET, GETDEL), so that the writer finds
-out what the servers themselves have lost: a failover may lose writes that were acknowledged. Those
-versions, and no others, bound no read. A deletion is a version, too: who finds a key absent has
-seen the newest deletion that had begun.
+A value names its key and its version; versions of a key rise, and each is written once, by one
+writer. Each write returns the value that it replaces (SET ... GET, GETDEL), so that the writer
+finds out what the servers themselves have lost: a failover may lose writes that were acknowledged.
+A lost version does not make a read too old, all others do. A deletion is a version, too: a reader
+that finds a key absent has seen the newest deletion that had begun.
 
-A write that ended in an error may be executed, and even later than the next one: to read it is
-never wrong.
+A write that ended in an error may be executed, even later than the next one, so reading it is never
+wrong.
 """
 
 import bisect
@@ -24,33 +24,33 @@ class Version:
         self.number = number
         self.is_deletion = is_deletion
         self.began = time.monotonic()
-        self.acknowledged = None  # when
-        self.is_loose = False  # it ended in an error
+        self.acknowledged = None  # when, once it was acknowledged
+        self.is_loose = False  # whether it ended in an error
         self.is_lost = False
 
 
 def newest(past, fits, end=None):
-    """The number of the last of these versions, or of those before end, that fits. The first, an
-    absence, always does."""
+    """Return the number of the last of these versions, or of those before end, that fits. The first
+    version, an absence, always fits."""
     last = (len(past) if end is None else end) - 1
     return next(at for at in range(last, -1, -1) if fits(past[at]))
 
 
 class Ledger:
-    """Of all keys. Each key has one writer; there may be several readers."""
+    """The versions of all keys. Each key has one writer; there may be several readers."""
 
     def __init__(self, keys, max_stale):
         self.max_stale = max_stale
         self.versions = {key: [Version(0, True)] for key in keys}
         for (first,) in self.versions.values():
             first.acknowledged = 0.0
-        self.seen = {}  # (key, version): when the last read began that returned it
+        self.seen = {}  # by (key, version): when the last read that returned it began
         self.reads = 0
         self.strange = []
         self.lock = threading.Lock()
 
     def write(self, client, key, is_deletion):
-        """Write the next version by a client."""
+        """Write the next version of the key by this client."""
         past = self.versions[key]
         new = Version(past[-1].number + 1, is_deletion)
         past.append(new)
@@ -64,8 +64,9 @@ class Ledger:
         self.find_lost(key, past[:-1], old)
 
     def begin_flush(self):
-        """A flush is about to be executed, and nobody writes: a deletion of each key. All of them,
-        for end_flush(). Until then, and after an error, they are loose."""
+        """Note that a flush is about to be executed, while nobody writes, as a deletion of each
+        key; return these deletions for end_flush(). Until then, and after an error, they may or may
+        not have been executed."""
         made = []
         for past in self.versions.values():
             made.append(Version(past[-1].number + 1, True))
@@ -91,7 +92,8 @@ class Ledger:
             each.is_lost = each.is_lost or (each.acknowledged is not None)
 
     def read(self, key, found, began, ended=math.inf):
-        """A read of key that began at a moment has returned found, at another moment."""
+        """Note that a read of the key, which began and ended at these moments, returned what was
+        found."""
         past = self.versions[key]
         if found is None:
             begun = bisect.bisect_right(past, ended, key=lambda each: each.began)
@@ -107,7 +109,8 @@ class Ledger:
             self.seen[place] = max(began, self.seen.get(place, 0.0))
 
     def wrong(self):
-        """The reads that were too old: (key, version, newer version, seconds beyond max_stale)."""
+        """Return the reads that were too old: (key, version, newer version, seconds beyond
+        max_stale)."""
         found = list(self.strange)
         for (key, number), began in self.seen.items():
             past = self.versions[key]

@@ -12,7 +12,7 @@ KEEP_S = 60.0
 
 
 class _Filling(NearCache):
-    """Steps of a fill, for mutants that take others."""
+    """Parts of a fill, from which mutants compose other fills."""
 
     def _place_now(self, raw, node):
         return self._place(raw, self._state.line(node).epoch)
@@ -33,21 +33,21 @@ class WithoutToken(_Filling):
 
 
 class WithSharedToken(_Filling):
-    """Takes another fetch's claim for its own."""
+    """Takes the claim of another fetch for its own."""
 
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
         (answer,) = self._source.fetch([raw])
         if not claim.keep(stored(answer.value), KEEP_S):
             other = _core.Claim(self._entries, place, 0)
-            if other.attempt() is None or other.has_to_compute:  # another one's; this thread's
+            if other.attempt() is None or other.has_to_compute:  # another's; its own
                 self._put(place, answer)
             other.drop()
         return answer
 
 
 class WithLateToken(_Filling):
-    """Claims the place only when the answer has arrived."""
+    """Claims the key only when the answer has arrived."""
 
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
@@ -125,7 +125,7 @@ class WithoutTerm(State):
 
 
 class WithoutIdentity(State):
-    """Begins a watch even if another node has the number by now."""
+    """Begins a watch even if the number now belongs to another node."""
 
     def begin(self, number):
         self._given.digests.clear()
@@ -204,8 +204,8 @@ class DeafToFlushes(redis.RedisSource):
         super()._watch_on(connection, deaf, *others)
 
 
-# The mutants that a storm finds, and the weather in which it finds them soonest. The others need an
-# order of steps that is too rare, or a server that no storm has.
+# The mutants that a storm finds, and the weather in which it finds them soonest. The others need
+# an order of steps that is too rare, or a server that storms do not have.
 WEATHER = {"max_stale": 0.15, "pause": 0.006, "keys": 24}
 FOUND_BY_STORMS = {
     WithoutToken: WEATHER,

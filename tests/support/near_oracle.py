@@ -1,10 +1,12 @@
-"""The oracle of near caches: versions of keys, when each was acknowledged, and values of reads."""
+"""The oracle of near caches: the versions of keys, when each was acknowledged, and what reads
+found."""
 
 import time
 
 
 class Oracle:
-    """A value is "key=version"; versions of a key count up. Threads may share it."""
+    """Versions of keys, written as "key=version" and counted from 1, and the reads of them that
+    were wrong. Threads may share it."""
 
     def __init__(self, keys, max_stale):
         self.keys = tuple(keys)
@@ -15,17 +17,17 @@ class Oracle:
         self.wrong = []
 
     def next_value(self, key):
-        """The value to write next; acknowledge() says that it was."""
+        """Return the value to write next; acknowledge() is to be called when it was written."""
         self.versions[key] += 1
         return f"{key}={self.versions[key]}"
 
     def acknowledge(self, key):
-        """The server has just acknowledged the last value of this key."""
+        """Note that the server has just acknowledged the last value of this key."""
         self.acknowledged[key][self.versions[key]] = time.monotonic()
 
     def judge(self, key, found, began):
-        """A read that began at this moment found this value, or None. N1: a newer version that was
-        acknowledged max_stale before the read makes it wrong."""
+        """Note a read that began at this moment and found this value, or None. N1: it is wrong if a
+        newer version was acknowledged longer than max_stale before the read."""
         self.reads += 1
         owner, _, version = (found or f"{key}=0").rpartition("=")
         if owner != key:

@@ -21,7 +21,7 @@ QUERY = "SELECT id, value FROM items WHERE id = ANY(%s)"
 TRACKERS = """
 SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_notify($1%' AND pid <> pg_backend_pid()
 """
-# Nothing of it outlives a test, and it leaves /dev/shm alone.
+# The server need not survive a crash of the machine, and does not use /dev/shm.
 SETTINGS = """
 listen_addresses = ''
 fsync = off
@@ -34,7 +34,7 @@ dynamic_shared_memory_type = mmap
 
 
 def programs():
-    """The folder of the programs, of the newest version; None if there is none."""
+    """Return the folder with the newest version of the programs, or None if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_version)
     if found:
         return found[-1].parent
@@ -47,7 +47,7 @@ def _version(path):
 
 
 def missing():
-    """Why no server can run here; "" if one can."""
+    """Return why no server can run here, or "" if one can."""
     if importlib.util.find_spec("psycopg") is None:
         return "the client psycopg is not installed"
     if programs() is None:
@@ -67,9 +67,9 @@ class Server:
     """A server that a test may stop, kill and start again."""
 
     def __init__(self, listen="", enter=None):
-        """listen: an address for TCP, of a network that enter() enters in the server's process."""
+        """listen: an address for TCP, in a network that enter() enters in the server's process."""
         self.enter = enter
-        # Not below a folder that only root may enter.
+        # The folder must not be below one that only root may enter.
         self.folder = Path(tempfile.mkdtemp(prefix="near-postgres-", dir="/tmp"))
         self.data = self.folder / "data"
         self.as_user = {}
@@ -101,7 +101,7 @@ class Server:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self):
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [programs() / "postgres", "-D", self.data],
@@ -128,17 +128,17 @@ class Server:
             os.setuid(self.as_user["user"])
 
     def connect(self, **options):
-        """A connection in autocommit."""
+        """Return a connection in autocommit."""
         return _psycopg().connect(self.address, autocommit=True, connect_timeout=5, **options)
 
     def processes(self):
-        """The numbers of all its processes."""
+        """Return the pids of all the server's processes."""
         first = self.process.pid
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
         return [first, *map(int, children)]
 
     def signal(self, number):
-        """Send a signal to all its processes."""
+        """Send a signal to all the server's processes."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -166,14 +166,14 @@ def _psycopg():
 
 
 def source_of(server, query=QUERY, **options):
-    """A source of the table items: its keys are k and an id."""
+    """Return a source for the table items, whose keys are k and an id."""
     from shmrhash.postgres import PostgresSource
 
     return PostgresSource(server.address, {"k": query}, **({"timeout": 1.0} | options))
 
 
 def near_of(server, name, source=None, **options):
-    """A near cache of that."""
+    """Return a near cache of source_of()."""
     from shmrhash import NearCache
 
     sizes = {"max_entries": 2000, "max_bytes": 1 << 21}
@@ -182,7 +182,7 @@ def near_of(server, name, source=None, **options):
 
 
 def make_table(server):
-    """An empty table items, and its triggers."""
+    """Make an empty table items, and its triggers."""
     from shmrhash.postgres import triggers
 
     with server.connect() as admin:
@@ -200,6 +200,6 @@ def put(sql, key, value):
 
 
 def wait_for_tracker(sql):
-    """The number of the server's process for the tracker, once there is one."""
+    """Wait for the server's process for the tracker's connection, and return its pid."""
     until(lambda: sql.execute(TRACKERS).rowcount == 1)
     return sql.execute(TRACKERS).fetchone()[0]

@@ -1,4 +1,5 @@
-"""A source over Redis or Valkey whose answers are late, and whose watch stumbles."""
+"""A source over Redis or Valkey whose answers are late, and whose watch stops and breaks at
+random."""
 
 import random
 import time
@@ -6,13 +7,13 @@ import time
 from shmrhash._near.redis import RedisSource
 from shmrhash._near.resp import Push
 
-STUMBLES = 60  # one in so many steps of a watch stops its thread
-CUTS = 300  # and one in so many finds the connection cut
+STUMBLES = 60  # in one of so many steps of a watch its thread stops
+CUTS = 300  # in one of so many steps the connection is cut
 
 
 class RoughConnection:
-    """A tracker's connection on which answers overtake what the server tells, as far as they may,
-    whose thread stops at the worst moments, and which breaks."""
+    """A tracker's connection on which answers overtake the server's messages of changes as far as
+    they may, whose thread stops at the worst moments, and which breaks."""
 
     def __init__(self, connection, chance, max_stale):
         self.connection = connection
@@ -37,8 +38,8 @@ class RoughConnection:
     def receive(self):
         for reply in self.connection.receive():
             if self.overtakes and isinstance(reply, Push):
-                # It may have been sent behind the next answer: this tells of a change after the
-                # question before that one (redis.py).
+                # The server may as well have sent this message behind the next answer, because
+                # the change came after the question before that one (redis.py).
                 self.held.append(reply)
                 continue
             yield reply
@@ -56,7 +57,7 @@ class RoughSource(RedisSource):
         self.chance = random.Random(seed)
 
     def probe(self):
-        # On a busy machine a server may be too slow for max_stale. That costs hits, no more.
+        # On a busy machine a server may be too slow for max_stale, which costs only hits.
         return super().probe()._replace(round_trip=0.0)
 
     def fetch(self, keys):

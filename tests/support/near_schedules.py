@@ -1,7 +1,7 @@
 """Steps of a near cache and its tracker in an order that a test chooses.
 
-A schedule is one order in which something has to hold; for each step that can be left out there is
-a schedule in which its absence shows (near_mutants.py).
+A schedule is one order in which a promise has to hold; for each step that a mutant in
+near_mutants.py leaves out there is a schedule in which the mutant breaks the promise.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ KEY = b"k"
 
 
 class Scene:
-    """A near cache, its source, and a tracker whose steps the test makes."""
+    """A near cache, its source, and a tracker whose steps the test performs."""
 
     def __init__(self, name, kind=NearCache, **options):
         self.source = PlainSource()
@@ -48,11 +48,11 @@ class Scene:
         self.tracker.proved(self.node, time.monotonic_ns())
 
     def has(self, value):
-        """A write by another host, of which the tracker has not heard."""
+        """Let another host write, without the tracker hearing of it."""
         self.source.server.values[KEY] = value
 
     def write(self, key, value):
-        """A write by another host, of which the tracker hears."""
+        """Let another host write, and the tracker hear of it."""
         self.source.server.values[key] = value
         self.tracker.changed(self.node, [key])
 
@@ -75,17 +75,17 @@ class Scene:
 
 
 def an_answer_is_overtaken(it):
-    """N1: a fetch stores nothing if the key changes before its answer is here."""
+    """N1: a fetch stores nothing if the key changes before its answer has arrived."""
     it.watch()
     it.has(b"old")
     it.during_a_fetch(lambda: it.write(KEY, b"new"))
 
-    assert it.near.get(KEY) == b"old"  # it was current during the call
+    assert it.near.get(KEY) == b"old"  # this value was current during the call
     assert it.near.get(KEY) == b"new"
 
 
 def another_fetch_begins_when_an_answer_is_overtaken(it):
-    """N1: the claim of the second fetch is not that of the first."""
+    """N1: the first fetch does not take the claim of a second one for its own."""
     it.watch()
     it.has(b"old")
     second = []
@@ -182,10 +182,11 @@ def a_tracker_wakes_while_a_value_is_read(it):
 
 
 def another_host_writes_what_this_one_has_written(it):
-    """N1: a written value is not stored here: the change of a later write may be known already."""
+    """N1: a write stores no value here, because the tracker may already have told of a later
+    write."""
     it.watch()
     it.near.set(KEY, b"mine")
-    it.has(b"theirs")  # told before the call returned
+    it.has(b"theirs")  # the tracker told of it before the call returned
 
     assert it.near.get(KEY) == b"theirs"
 
@@ -203,7 +204,7 @@ def a_key_that_is_here_is_written(it):
 
 
 def another_one_tracks(it):
-    """N1: a lease is extended in its own term only."""
+    """N1: a tracker that was replaced cannot extend the lease, because its term is over."""
     it.watch()
     old, it.tracker = it.tracker, it.new_tracker()
     it.tracker.began(it.node)
@@ -229,7 +230,7 @@ def a_number_passes_to_another_node(it):
             it.watch()
 
         assert it.near._watched(it.node) is None
-        it.node = it.source.node_of(b"")  # the next attempt asks again
+        it.node = it.source.node_of(b"")  # the next attempt asks for the node's number again
     it.watch()
     assert it.near._watched(it.node) is not None
 
@@ -262,16 +263,17 @@ class Conversation:
     def __init__(self, kind=RedisSource):
         self.source = kind(self, [""])
         self.here, self.there = socket.socketpair()
-        self.script = []  # what the server says, one read each
+        self.script = []  # what the server says, in portions of one read
         self.questions = 0
         self.now_ns = 0
         self.untold = {}
         self.discarded = False
-        self.unproved = []  # writes that a proof did not cover, although it says so
+        self.unproved = []  # writes before a proof's moment that were told after it
         self.proofs = 0
 
     def run(self, script):
-        """script: a generator, which goes on each time that the watch asks whether to stop."""
+        """Let the watch run by the script, a generator that continues each time the watch asks
+        whether to stop."""
         clock = SimpleNamespace(clock_monotonic_ns=self.clock_ns)
         try:
             with mock.patch("shmrhash._near.redis._core", clock):
@@ -281,7 +283,7 @@ class Conversation:
             self.there.close()
 
     def clock_ns(self):
-        """The clock of the watch: each look is later than the one before."""
+        """Return the time of the watch's clock, which is later at each call."""
         self.now_ns += 1
         return self.now_ns
 
@@ -294,7 +296,7 @@ class Conversation:
         raise AssertionError("the server is not asked")
 
     def until_heard(self):
-        while self.script:  # as many reads as there are words
+        while self.script:  # several reads, one for each word
             yield False
 
     def says(self, *words):
@@ -304,7 +306,7 @@ class Conversation:
     def executes_write(self, key):
         self.untold[key] = self.clock_ns()
 
-    # The connection.
+    # ---- the connection ----
 
     def fileno(self):
         return self.here.fileno()
@@ -322,7 +324,7 @@ class Conversation:
         self.here.recv(1)
         return self.script.pop(0)
 
-    # The sink.
+    # ---- the sink ----
 
     def changed(self, node, keys):
         for key in keys:
@@ -341,8 +343,8 @@ MASTER = [b"master", 0, []]
 
 
 def an_answer_overtakes_a_change(it):
-    """Promise (b) of a source: an answer arrives before the changes of its own cycle, also if the
-    question was sent after a write of that cycle."""
+    """Promise (b) of a source: a proof covers what it says although an answer arrives before
+    messages of its own cycle, also if the question was sent after a write of that cycle."""
 
     def script():
         yield from it.until_asked(1)

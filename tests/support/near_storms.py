@@ -21,7 +21,7 @@ from support.near import ServedSource, Server, Written
 
 KEYS = [b"key:%d" % number for number in range(64)]
 PATIENCE_S = 20
-LONG_S = 120  # for a process that ends on a machine that is busy
+LONG_S = 120  # for the end of a process on a busy machine
 FORK = multiprocessing.get_context("fork")
 
 
@@ -71,7 +71,7 @@ def serve(address, ready, delay=Weather.delay, kind=Server):
 
 
 def served(address, delay=Weather.delay, kind=Server):
-    """Start a server in a process of its own; give it once it answers."""
+    """Start a server in a process of its own; return the process once the server answers."""
     ready = FORK.Event()
     process = start(serve, address, ready, delay, kind)
     assert ready.wait(PATIENCE_S)
@@ -94,8 +94,8 @@ class Storm:
         self.weather = Weather() if weather is None else weather
         self.keys = KEYS[: self.weather.keys]
         self.address = str(folder / "server")
-        self.stop = FORK.RawValue("b", 0)  # no lock, with which a reader could be killed
-        self.tracker = FORK.RawValue("i", 0)  # the pid of the process that said last that it tracks
+        self.stop = FORK.RawValue("b", 0)  # no lock: a reader may be killed
+        self.tracker = FORK.RawValue("i", 0)  # the pid of the process that last said that it tracks
         self.times = FORK.Queue()
         self.chance = random.Random(seed)
 
@@ -104,7 +104,7 @@ class Storm:
         options["max_stale"] = self.weather.max_stale
         return near_of(self.address, self.name, self.weather.near, **options)
 
-    # What the processes do.
+    # ---- what the processes do ----
 
     def write(self):
         """Write versions of random keys, and record when each was acknowledged."""
@@ -129,7 +129,8 @@ class Storm:
         self.times.put(None)
 
     def read(self):
-        """Read random keys; write the values to a file, and when the last read of each began."""
+        """Read random keys; write into a file the values, and when the last read of each value
+        began."""
         chance = random.Random(self.seed + os.getpid())
         with self.near() as near, open(self.folder / f"seen.{os.getpid()}", "wb", 0) as file:
             while not self.stop.value:
@@ -142,7 +143,7 @@ class Storm:
                 file.write(pickle.dumps(portion))
                 time.sleep(0.002)
 
-    # What the test's process does.
+    # ---- what the test's process does ----
 
     def run(self):
         weather = self.weather
@@ -170,7 +171,7 @@ class Storm:
         return Outcome(reads, wrong, at_rest, info)
 
     def strike_on(self, readers):
-        """Strike until the writer has ended; what it wrote."""
+        """Strike until the writer has ended; return what it wrote."""
         written, stale = Written(self.keys), self.weather.max_stale
         next_blow = time.monotonic() + 1.3 * stale
         while True:  # until the writer has ended
@@ -189,7 +190,7 @@ class Storm:
                 self.strike(readers)
 
     def strike(self, readers):
-        """Every second blow that is for a reader is for the one that tracks."""
+        """Strike once. Half of the blows against readers are against the one that tracks."""
         blow, at = self.chance.choice(self.weather.blows), self.chance.randrange(len(readers))
         pids = [reader.pid for reader in readers]
         if self.chance.random() < 0.5 and self.tracker.value in pids:
@@ -217,7 +218,7 @@ class Storm:
         return info, found == dict(zip(self.keys, there, strict=True))
 
     def portions(self):
-        """What all readers wrote; the last portion of one that was killed may be cut."""
+        """Yield what all readers wrote; the last portion of a killed reader may be incomplete."""
         for path in self.folder.glob("seen.*"):
             with open(path, "rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
                 while True:

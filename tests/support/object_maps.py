@@ -8,12 +8,12 @@ from shmrhash import Kptr, RHashMap, Timer, _core
 from support.killing import SCATTERED
 
 SHORT, LONG = b"k3", b"a key of more than fifteen bytes"
-SMALL, MIDDLE, RUN = 40, 5_000, 40_000  # bytes: a small class, a middle one, a run of ten pages
-CODECS = (3, None, None), (4, None, None)  # bytes to bytes
+SMALL, MIDDLE, RUN = 40, 5_000, 40_000  # in bytes: a small class, a larger one, a run of ten pages
+CODECS = (3, None, None), (4, None, None)  # of a map of bytes to bytes
 
 
 def value(number, size=SMALL):
-    """Return bytes that show when two values are mixed."""
+    """Return bytes that would show a mixture of two values."""
     return (struct.pack("<Q", number) * (size // 8 + 1))[:size]
 
 
@@ -40,7 +40,8 @@ def core(handle):
 
 
 def five(entries):
-    """fill: five entries, one with a long key, after memory was committed and given back."""
+    """Fill a map with five entries, one of which has a long key, after its memory was committed and
+    given back once."""
     for number in range(5):
         entries[b"k%d" % number] = value(number)
     entries[LONG] = value(9)

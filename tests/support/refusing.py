@@ -1,4 +1,5 @@
-"""Refuses system calls, as a sandbox or an older kernel would: a seccomp filter in this process.
+"""A seccomp filter in this process that refuses system calls, as a sandbox or an older kernel
+does.
 
 A filter cannot be removed, so only children install one.
 """
@@ -36,7 +37,8 @@ class Program(ctypes.Structure):
 
 
 def refuse(call, asked=None, number=errno.EINVAL):
-    """From now on let call fail with the errno number; with `asked`, only with that argument."""
+    """From now on refuse this call with the errno number; with `asked`, only if its argument is
+    that one."""
     rules = [(LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1 if asked is None else 3, number_of(call))]
     if asked is not None:  # compare the low half of the argument
         rules += [(LOAD, 0, 0, 16 + 8 * PLACES[call]), (JUMP_EQUAL, 0, 1, asked)]
@@ -44,7 +46,7 @@ def refuse(call, asked=None, number=errno.EINVAL):
 
 
 def die_of_any_call():
-    """From now on every system call kills this process with SIGSYS, but os._exit()."""
+    """From now on every system call but that of os._exit() kills this process with SIGSYS."""
     last = number_of("exit_group")
     install(
         [(LOAD, 0, 0, 0), (JUMP_EQUAL, 1, 0, last), (RETURN, 0, 0, KILL), (RETURN, 0, 0, ALLOW)]

@@ -1,4 +1,4 @@
-"""A web server of real workers, for a test: gunicorn or uvicorn, on a port of its own."""
+"""A web server with real workers for a test: gunicorn or uvicorn, on a port of its own."""
 
 import contextlib
 import http.client
@@ -20,7 +20,8 @@ def free_port():
 
 
 def fetch(port, path, **headers):
-    """(status, headers with small letters, body) of one request; None if the worker died in it."""
+    """Return (status, headers in small letters, body) of one request, or None if the worker died
+    during it."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         connection.request("GET", path, headers=headers)

@@ -191,7 +191,7 @@ class Image:
 
 
 def segment_path(name):
-    """The file of a map's segment, by the map's name."""
+    """Return the file of a map's segment, by the map's name."""
     return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
 
 
@@ -570,7 +570,7 @@ def default_cpu():
 
 @dataclasses.dataclass
 class Trace:
-    """One whole operation: its changes of shared memory, its steps, what it returned."""
+    """One whole operation: its changes of shared memory, its steps, and what it returned."""
 
     changes: list
     steps: int

@@ -18,33 +18,36 @@ from support.ledger import STUCK_S, schedule_of
 SHARED_WORDS = 1 << 17
 ACCOUNT_WORDS = 16
 KILLED_MAX = 20_000
-START_S = 20.0  # for a fork, on a busy machine
+START_S = 20.0  # a fork may take this long on a busy machine
 TICK_S = 0.001
 LOOK_S = 0.01  # more than a tick of the kernel, behind which a process that runs has run longer
-NICE = 5  # of the workers: the process that kills them has priority
+NICE = 5  # the workers' niceness; the process that kills them has priority
 POLL_S = 0.0002
 
 
 class PacedClock:
-    """A clock that goes as fast as the workers get to run, and stands while one of them does not.
+    """A clock that advances as fast as the workers get to run, and stands still while one of them
+    does not.
 
     A child with the workers' priority sleeps for a millisecond, again and again, and counts. So a
     second of this clock is a thousand times in which such a process has woken up and run: on an
-    idle machine a second, on a busy one as much longer as a worker's wake-ups take there.
+    idle machine that is a second, and on a busy one as much longer as a worker's wake-ups take
+    there.
 
-    A process that sleeps that much gets a processor sooner than one that is busy. A worker that was
-    busy inside the lock may be kept waiting for a second while the child counts, and all that wait
-    for the lock stand still with it. So the part of a time is left out in which any worker was
-    ready and others had the processors (schedstat). What is left is time in which each worker ran,
-    or slept although it could have gone on: one that is stuck stays so, however busy the machine.
+    A process that sleeps so often gets a processor sooner than one that is busy. A worker that was
+    busy inside the lock may be kept waiting for a second while the child counts, and all workers
+    that wait for the lock stand still with it. So the clock leaves out the time in which any worker
+    was ready while others had the processors (schedstat). What is left is time in which each worker
+    ran, or slept although it could have continued: a worker that is stuck stays so, however busy
+    the machine.
     """
 
     def __init__(self):
         self._ticks = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self._child = Child(self._count)
         self._left_out_s = 0.0
-        self._looked = 0.0, 0.0  # when the workers were looked at, by the wall and by the ticks
-        self._ran = {}  # pid -> what schedstat said then
+        self._looked = 0.0, 0.0  # when look() was last called, by the wall clock and by the ticks
+        self._ran = {}  # by pid, what schedstat said then
 
     def _count(self):
         os.nice(NICE)
@@ -58,8 +61,8 @@ class PacedClock:
         return self._ticks[0] * TICK_S - self._left_out_s
 
     def look(self, pids):
-        """Leave out the part of the time since the last look in which one of these was kept from
-        running. To be called often; it looks every LOOK_S."""
+        """Leave out the part of the time since the last look in which one of these workers was kept
+        from running. It is to be called often; it looks every LOOK_S."""
         wall_s, ticks_s = time.monotonic(), self._ticks[0] * TICK_S
         passed_s = wall_s - self._looked[0]
         if passed_s < LOOK_S:
@@ -92,7 +95,7 @@ class PacedClock:
 
 
 class Account:
-    """The words of one worker: how far it is, and what it notes."""
+    """The words of one worker: its progress, and what it notes."""
 
     PROGRESS, PID, PROC_PID, CONDEMNED, HAS, NOTES = range(6)
 
@@ -110,7 +113,7 @@ class Account:
 
 
 class Books:
-    """Shared words, the pids of the killed, and the accounts of all workers."""
+    """The shared words, the pids of the killed workers, and the accounts of all workers."""
 
     def __init__(self, slots):
         total = SHARED_WORDS + 1 + KILLED_MAX + slots * ACCOUNT_WORDS
@@ -133,12 +136,12 @@ class Books:
         return set(self._killed[1 : 1 + self._killed[0]])
 
     def times_killed(self, pid):
-        """How many workers of this pid have been killed: the kernel uses pids again."""
+        """Return how many workers with this pid have been killed; the kernel uses pids again."""
         return self._killed[1 : 1 + self._killed[0]].tolist().count(pid)
 
 
 class Storm:
-    """The workers of some jobs, one a slot; a killed worker's slot gets a new one."""
+    """The workers of some jobs, one for each slot; a killed worker is replaced."""
 
     def __init__(self, jobs, seed, *, stuck_s=STUCK_S):
         self.jobs = jobs
@@ -148,9 +151,9 @@ class Storm:
         self.stuck_s = stuck_s
         self.kills = 0
         self.stood_s_max = 0.0
-        self.went_on_s = []  # after each kill: until another worker made a step, by the wall
+        self.went_on_s = []  # after each kill, the time until another worker made a step
         self._children = {}
-        self._seen = {}  # slot -> (progress, the clock when it was first seen)
+        self._seen = {}  # by slot: progress, and the clock when that was first seen
 
     def start(self, slot):
         account = self.books.accounts[slot]
@@ -167,7 +170,7 @@ class Storm:
         self.jobs[slot](self.books, account, random.Random(seed))
 
     def kill(self, slot):
-        """Kill a worker wherever it is, and start another in its place."""
+        """Kill a worker wherever it is, and start another one in its place."""
         account, child = self.books.accounts[slot], self._children.pop(slot)
         account.words[Account.CONDEMNED] = 1
         self.books.note_killed(child.pid)
@@ -175,13 +178,13 @@ class Storm:
         if child.join() != -signal.SIGKILL:
             child.result()  # raises what the worker raised
             raise AssertionError(f"worker {slot} ended by itself")
-        self.clock.leave_out()  # it had to run to die, and until then it lived for all others
+        self.clock.leave_out()  # it had to get a processor to die; until then it seemed alive
         self.kills += 1
         self.start(slot)
         self.wait_for_others(slot)
 
     def wait_for_others(self, slot):
-        """After a kill: see that another worker makes a step, and note how long that takes."""
+        """After a kill, wait until another worker makes a step, and note how long that takes."""
         others = [account for at, account in enumerate(self.books.accounts) if at != slot]
         before = [account.words[Account.PROGRESS] for account in others]
         begun = time.monotonic()
@@ -215,12 +218,12 @@ class Storm:
             time.sleep(self.rng.random() * 2 * pause_s)
             self.watch()
             slot = self.rng.randrange(len(self.jobs))
-            if self.books.accounts[slot].words[Account.PROC_PID]:  # it is at work
+            if self.books.accounts[slot].words[Account.PROC_PID]:  # this worker has begun
                 self.kill(slot)
         self.calm()
 
     def calm(self):
-        """Let everybody make some more steps: nobody is stuck."""
+        """Let all workers make some more steps, which shows that none is stuck."""
         before = [account.words[Account.PROGRESS] for account in self.books.accounts]
         while any(
             account.words[Account.PROGRESS] < steps + 3

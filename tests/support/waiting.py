@@ -1,4 +1,4 @@
-"""Helpers for tests of waiting: the words that say that processes wait, and a waiting thread."""
+"""Helpers for tests of waiting: the words that say that processes wait, and a thread that waits."""
 
 import struct
 import threading
@@ -12,7 +12,7 @@ HOURS_NS = 10 * 3600 * 10**9
 
 
 def words_of(m):
-    """The header's words waited, and the bells, as the file has them."""
+    """Return the header's words `waited` and the bells, as they are in the file."""
     with open(segment_path(m.name), "rb") as file:
         page = file.read(4096)
     (waited,) = struct.unpack_from("<Q", page, 120)
@@ -20,7 +20,7 @@ def words_of(m):
 
 
 def until(condition, unmet=lambda: "it does not come"):
-    """Check the condition again and again; return when it holds. unmet(): the message if it never
+    """Check the condition again and again; return when it holds. unmet() is the message if it never
     does."""
     deadline = time.monotonic() + LONG_S
     while not condition():
@@ -48,7 +48,8 @@ class Waiting:
             self.outcome.append(error)
 
     def until_asleep(self):
-        """Return when the thread sleeps, and not for the GIL, which this thread gives up often."""
+        """Return when the thread sleeps, and not because it waits for the GIL, which this thread
+        gives up often."""
         deadline, naps = time.monotonic() + LONG_S, 0
         while naps < 10:
             stat = Path(f"/proc/self/task/{self.thread.native_id}/stat").read_text()

@@ -1,8 +1,9 @@
-"""Ways to walk over a map, the judge of what a walk delivered, and jobs that walk, churn and take.
+"""Ways to walk over a map, the judge of what a walk delivered, and jobs that walk, churn and
+take.
 
 A way is a function (map, rng, step) that calls step(key, value) for each entry when it is
-delivered; value is None where the way has none. What step does, inserting or deleting, happens in
-the middle of the walk.
+delivered; value is None where the way delivers none. What step does, for instance an insertion or
+deletion, happens in the middle of the walk.
 """
 
 import time
@@ -53,7 +54,7 @@ def by_callback(m, rng, step):
 
 
 def by_batches(m, rng, step):
-    """Walk in batches that all have the same count, or each a random one."""
+    """Walk in batches, whose counts are all the same, or random."""
     most = rng.choice([1, 2, 3, 6, 7, 8, 31, 32, 33, BATCH_MAX])
     same = rng.random() < 0.5
     cursor = None
@@ -82,7 +83,8 @@ FRESH_WAYS = [by_keys, by_items, by_next_key, by_callback]
 
 
 def expect_exactly_once(pairs, staying, possible, value_size):
-    """I1: each staying key once, no key twice, only possible keys; each with its value."""
+    """I1: assert that each staying key was delivered once, no key twice, only possible keys, and
+    each with its value."""
     keys = [key for key, _ in pairs]
     found = set(keys)
     twice = len(keys) - len(found)

@@ -1,12 +1,13 @@
-"""A copy of a map that is kept by watching everything."""
+"""A copy of a map that is kept up to date by watching every key."""
 
 import time
 
-PATIENCE_S = 0.015  # longer than a watcher waits for an entry that is not whole
+PATIENCE_S = 0.015  # longer than a watcher waits for an entry in mid-change
 
 
 class Copy:
-    """What the changes of a map make of an empty dict. lost: the counts of the losses told."""
+    """An empty dict to which the changes of a map are applied. lost: the counts of lost changes of
+    which the watch told."""
 
     def __init__(self, shared, **options):
         self.shared = shared
@@ -30,7 +31,7 @@ class Copy:
             self.entries.pop(change.key, None)
 
     def catch_up(self):
-        """Take all changes that have been made. Returns the entries."""
+        """Apply all changes that have been made; return the entries."""
         quiet = 0
         while quiet < 2:  # ends when no process changes the map
             changes = self.watch.poll()

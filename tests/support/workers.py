@@ -20,17 +20,17 @@ from multiprocessing.connection import wait as wait_for_connections
 
 import pytest
 
-# A spawned process imports everything anew: half a second of processor time each.
+# A spawned process imports everything again, which takes half a second of processor time.
 SPAWN = pytest.param("spawn", marks=pytest.mark.thorough)
 FORKSERVER = pytest.param("forkserver", marks=pytest.mark.thorough)
 METHODS = ["thread", "fork", SPAWN]
 TIMEOUT_S = 60.0
-THREADS = 4  # of all_together()
+THREADS = 4  # that all_together() starts
 # A stuck worker prints where it is stuck this long before it is killed.
 DUMP_BEFORE_END_S = 3.0
 # At this switch interval threads interleave within an operation's Python code.
 SWITCH_INTERVAL_S = 1e-4
-EVERY_CHANCE_S = 1e-6  # and at this one at every chance
+EVERY_CHANCE_S = 1e-6  # at this one they interleave at every chance
 
 
 class WorkerFailed(AssertionError):
@@ -201,7 +201,8 @@ def run_together(method, *jobs, timeout_s=TIMEOUT_S, switch_s=SWITCH_INTERVAL_S)
 
 
 def all_together(function, *arguments, count=THREADS, switch_s=SWITCH_INTERVAL_S):
-    """The results of this many threads, which begin together; each is given its number."""
+    """Run the function in this many threads, which begin together and are given their numbers;
+    return the results."""
 
     def run(gate, number):
         gate.wait()
@@ -212,8 +213,8 @@ def all_together(function, *arguments, count=THREADS, switch_s=SWITCH_INTERVAL_S
 
 
 def thread_ids():
-    """The kernel's numbers of this process's threads, also of those that do not run Python. One
-    that has been joined is among them for some more microseconds: so compare sets, not counts."""
+    """Return the kernel's numbers of this process's threads, also of those that do not run Python.
+    A joined thread is among them for some more microseconds, so compare sets, not counts."""
     return set(os.listdir("/proc/self/task"))
 
 

@@ -36,7 +36,7 @@ class Zygote:
         atexit.register(self.end)
 
     def run(self, words, content, folder, timeout_s):
-        """(status, output, errors) of a run of the command in this process's environment."""
+        """Run the command in this process's environment; return (status, output, errors)."""
         request = json.dumps([words, folder, dict(os.environ), timeout_s]).encode()
         assert len(request) <= REQUEST_BYTES_MAX
         with (
@@ -62,7 +62,7 @@ class Zygote:
 
 
 def live(request, streams):
-    """The child: run the command, and leave with its status."""
+    """Run the command as the child, and leave with its status."""
     words, folder, environment, timeout_s = json.loads(request)
     status = 1
     try:
