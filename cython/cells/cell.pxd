@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# A cell: the shared state of one lock, semaphore or event. A space is a map whose values are cells.
+# A cell: the shared state of one lock primitive. A space is a map whose values are cells.
 #
 # A cell is made by an insertion that stores its kind and its limit. It is never deleted, so it
 # never moves and its memory is never given back: a process finds it once, by its key, and then uses

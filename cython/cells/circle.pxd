@@ -1,23 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Circles: threads that wait for each other's locks, so that none of them will ever go on.
 #
-# A thread that waits for a Lock, RLock or RWLock has a context that says so (condition.pxd), with
-# the thread and the time since when it waits. In the place of a ticket the context says how it
-# waits:
+# A thread that waits for a Lock, RLock or RWLock has a context that says so (condition.pxd). The
+# context names the thread, and the time at which the wait began. Where a condition's waiter has a
+# ticket, it says how the thread waits:
 #
-#   LINK      its thread stands still until it has the lock, and nobody else releases what that
-#             thread took. So not a wait with check=False. A task of an event loop, or a greenlet,
-#             counts as a thread, by its number, if it waits for a Lock or RLock without a time
-#             limit: with one it is no link, since others of its thread go on and may release. Of an
-#             RWLock that a task has, HELD_THREAD is the loop's thread, which lets no task go on
-#             while it waits itself.
+#   LINK      the thread stands still until it has the lock, and no other thread releases a lock
+#             that it took; so a wait for a lock with check=False is no link. A task of an event
+#             loop, or a greenlet, counts as a thread, by its number, if it waits for a Lock or
+#             RLock without a time limit. With a limit it is no link, since others of its thread go
+#             on and may release locks. For an RWLock that a task has, HELD_THREAD is the loop's
+#             thread, which lets no task go on while it waits itself.
 #   ENDLESS   the wait has no time limit
 #   WRITES    for an RWLock, as the writer
 #
 # A waiter looks at the owner of the lock that it waits for, at the lock for which that owner's
 # thread waits, at the owner of that lock, and so on. If this leads back to its own thread, it is in
-# a circle. It looks for the first time after 0.2 s, and then each second. So locks cost nothing
-# more, and a look that misses something, because a waiter is just between two slices, costs time.
+# a circle. It looks for the first time after 0.2 s, and then each second. So taking a lock costs no
+# more than without this search; a look that misses a waiter between two slices only costs time.
 #
 # A single look proves nothing: while it goes from one lock to the next, the first one may be
 # released. So a look that finds a circle is repeated. A wait is known by its process, its thread
@@ -25,16 +25,16 @@
 # the one look to the other, and neither took a lock nor released one: so between the two looks all
 # of them waited for each other at one moment. The caller checks whether their processes live.
 #
-# Which waiter is told. Of the waits without limit, the one that began last: all waiters that look
-# find the same one. A wait with a limit is a link of the circle, but ends by itself, as its caller
-# wants it.
+# Which waiter is told: the one that began last among those that wait without a limit, since all
+# waiters that look find the same one. A wait with a limit is a link of the circle, but ends by
+# itself, as its caller wants it.
 #
 # Several spaces. A thread may hold a lock of one space and wait for one of another. So a look goes
 # through all spaces that its process has open (Spaces), at most SPACES_MAX. A process has a
 # different slot in each space, so it is known by its pid and PID namespace: no two processes that
 # live at the same time share both. The caller asks, for each wait, whether the waiting process and
-# the one in its way live. A circle through a space that the process of the waiter to be told does
-# not have open is not found.
+# the process for which it waits are alive. A circle through a space that the process of the waiter
+# to be told does not have open is not found.
 #
 # An RWLock's writer waits for each reader. A reader waits for the writer or, if no writer has the
 # lock, for the waiting writers, which keep it out. If a process has several readers, it is not

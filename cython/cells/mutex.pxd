@@ -31,16 +31,16 @@
 #
 # An owner that dies is found dead by a waiter at the end of a slice, or before its first sleep, or
 # by any process that recovers. Recovery records which process died, changes the word by a CAS to
-# ORPHAN alone, and wakes a sleeper (mutex_recover). The next owner finds ORPHAN in the word: it is
-# told. Its release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after it is told of
-# that death.
+# ORPHAN alone, and wakes a sleeper (mutex_recover). The next owner finds ORPHAN in the word, and is
+# told of the death. Its release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after
+# it is told of that second death.
 #
 # Fairness. A thread that finds the lock free takes it, even if others sleep: that is fast, and
 # unfair. So a waiter that has waited for 1 ms writes a time into reserved_until, some ms ahead, and
 # until then all others leave the lock to it. The word is a hint: it decides which thread takes a
 # free lock, never whether the lock is free. If that waiter dies or is stopped, the lock stays free
-# until the time is over, 20 ms at most; who looks next clears the word. A release while the word is
-# set wakes all sleepers, since only one of them may take the lock.
+# until the time is over, 20 ms at most; the next thread that looks clears the word. A release while
+# the word is set wakes all sleepers, since only one of them may take the lock.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (

@@ -1,12 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Looking a key up: what readers do, and how every write begins.
 #
-# A search begins in the bucket that the table word suggests, and goes on to those where the levels
-# lead. A hit counts in whichever bucket it is found. If a slot names an element after the element's
-# header was read, the element is in the map (chain.pxd). That holds for the second reference that a
-# split or merge makes too: deleting the element takes the lock of the bucket that its hash belongs
-# to, which the splitter, or the process that recovers it, holds until one of the two references is
-# gone. Only a miss has to be found in the bucket that covers the hash, and is validated there.
+# A search begins in the bucket that the table word suggests, and goes on to the buckets to which
+# the levels lead. A hit counts in whichever bucket it is found. If a slot names an element after
+# the element's header was read, the element is in the map (chain.pxd). That holds for the second
+# reference that a split or merge makes too: deleting the element takes the lock of the bucket that
+# its hash belongs to, which the splitter, or the process that recovers it, holds until one of the
+# two references is gone. Only a miss has to be found in the bucket that covers the hash, and is
+# validated there.
 #
 # read_fast makes the first step of a search only, as straight code without a loop around it: nearly
 # every lookup ends there. If it cannot decide, the caller calls map_lookup or map_contains.

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Inserting, updating, and changing a value in one step: what RHashMap's methods call. Deletions are
-# in remove.pxd.
+# Inserting an entry, updating one, and changing a value in one step; the methods of RHashMap call
+# these. Deletions are in remove.pxd.
 #
 # Each operation is a loop of attempts. An attempt searches for the key, takes at most what the lock
 # order allows (operation.pxd), and either commits with one store or gives everything up and returns

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Per-CPU depots of free elements and of the credits to use them (W2); and of free objects of the
-# small classes (object.pxd), which need no credit.
+# Depots, one for each CPU: free elements, and credits to use them (W2). Others have free objects
+# of the small classes (object.pxd), which need no credit.
 #
-# The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
-# to half a hundred elements to and from the pool. The CPU is a hint only: a depot that another
-# context holds is passed over for the next. A depot is one word: lock, count, credit, head. Taking
-# an element and its credit, and giving both back, is committed by the one store that also unlocks.
+# The shape is that of the kernel's bpf_mem_alloc: each CPU takes from its own list and gives to it,
+# and some fifty elements at most go to and from the pool at once. The CPU is a hint only: a depot
+# that another context holds is passed over for the next. A depot is one word: lock, count, credit,
+# head. Taking an element and its credit, and giving both back, is committed by the one store that
+# also unlocks.
 #
 # Credits make max_entries exact. Each entry holds one credit; header.credits counts those that are
 # in no depot. A depot without credit fetches up to CREDIT_BATCH from there; the map is full only

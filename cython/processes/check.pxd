@@ -1,13 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Checking every structural invariant by walking the whole map.
 #
-# Meant for a map at rest. If another context is inside an operation at the beginning or the end of
-# the walk, or was inside one between them, the report says so (exact is False), and the caller
-# tries again or takes that into account: a problem that is found while others write may be an
-# operation under way.
+# This is meant for a map at rest. If another context is inside an operation at the beginning or the
+# end of the walk, or was inside one between them, the report says so (exact is False), and the
+# caller tries again or takes that into account: a problem that is found while others write may be
+# an operation under way.
 #
-#   table     of buckets 0..N-1 those exist that their parents have been split into, each at the
-#             level that its last child gives it; none exists beyond; one that does not is empty
+#   table     of the buckets below N exactly those exist into which their parents have been split,
+#             each at the level that its last split or its creation gave it; no bucket from N on
+#             exists; a bucket that does not exist is empty
 #   chains    gaps only in a bucket without link; a line has two elements or more; tags are hashes;
 #             every entry is in the right bucket; no key twice; elements LIVE, each named once
 #   depots    as many elements as the depot counts, FREE, each in one place

@@ -20,12 +20,12 @@
 # `used` is stored, by a CAS, after the lock is held, so "used, and the byte is free" always means
 # dead. A used slot is never claimed before the contexts in its name are recovered.
 #
-# The word `recoverer` of slot i names the process that recovers process i, by its slot. A word, and
-# not a kernel lock: it needs no descriptor, no memory and no permission, and neither a child of
-# fork nor a reader of the file can keep it. If the recoverer dies, the next process finds its name
-# in the word, and replaces it by a CAS. The word counts its changes, so a CAS that expects an old
-# value fails even if the same name has come back. Before a slot becomes free, all words that name
-# it are cleared, so a name never passes to the slot's next user.
+# The word `recoverer` of slot i names the process that recovers process i, by its slot. It is a
+# word and not a kernel lock because a word needs no descriptor, no memory and no permission, and
+# neither a child of fork nor a reader of the file can keep it. If the recoverer dies, the next
+# process finds its name in the word, and replaces it by a CAS. The word counts its changes, so a
+# CAS that expects an old value fails even if the same name has come back. Before a slot becomes
+# free, all words that name it are cleared, so a name never passes to the slot's next user.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acquire_u64,

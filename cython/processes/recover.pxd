@@ -4,10 +4,10 @@
 # Recovery resumes each context of the dead process under that context's own identity: its fields
 # name the things that the operation worked on, the lock words of those things name the context as
 # their owner, and most of the work is done by the functions that the dead process would have
-# called. So a recoverer that dies leaves a state that the dead process itself could have left, and
-# the next recoverer continues from it. One process at a time recovers process i: the word
-# `recoverer` of slot i names it (liveness.pxd). A newcomer without a slot locks byte i instead
-# (attach.pxd).
+# called. So a recovering process that dies leaves a state that the dead process itself could have
+# left, and the next one continues from it. One process at a time recovers process i: the word
+# `recoverer` of slot i names it (liveness.pxd). A process that attaches and finds no free slot
+# locks byte i instead (attach.pxd).
 #
 # Order: the innermost locks first (operation.pxd has the lock order): region, budget, depot with
 # credits and block, element, bucket with child; then the context gives back the objects that it

@@ -4,7 +4,7 @@
 # An attachment is the mapping, the process slot with its contexts, and the descriptor. Handles of
 # one file with the same rights (read, or read and write) share one, however they were made: opened,
 # unpickled, copied. It is found by device and inode, so a new map under an old name has another
-# attachment. It ends with its last handle, once that has no views and operations under way left.
+# attachment. It ends with its last handle, once no view and no operation of that handle is left.
 # The list of attachments, and what they count, are changed under the state lock (gil.h).
 #
 # A handle has a copy of the Map of its attachment, so that an operation reaches everything with one

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: CacheCore, the part of Cache that is in the core. A cache has the layout of a
-# dict, so it stores and deletes like one (dicthandle.pxi), and evicts where a dict would be full
-# (evicting.pxi). It has lookups of its own, which mark the entries that they find, count hits and
-# misses, and treat values that cannot be decoded as absent.
+# dict, so it stores and deletes like one (dicthandle.pxi); where a dict would be full, it evicts
+# entries (evicting.pxi). It has lookups of its own, which mark the entries that they find, count
+# hits and misses, and treat values that cannot be decoded as absent.
 
 
 @cython.auto_pickle(False)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what Lock, Semaphore and Event have in common: the cell, and the space it is
-# in.
+# Part of _core.pyx: Space, what a space of lock primitives knows of its segment, and CellCore, the
+# base class of the primitives, whose objects know a cell of a space.
 
 LOCK, RLOCK, SEMAPHORE, COUNTER, EVENT = (
     CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, CELL_COUNTER, CELL_EVENT)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what Condition and Barrier have in the core. condition.pxd and barrier.pxd are
-# the protocols; shmrhash/_sync says what the methods of threading do with them.
+# Part of _core.pyx: the parts of Condition and Barrier that are in the core. condition.pxd and
+# barrier.pxd describe the protocols; the methods of threading are in shmrhash/_sync.
 
 CONDITION, BARRIER = CELL_CONDITION, CELL_BARRIER
 PARTIES_MAX = COME_LIMIT

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: DictCore and CounterCore, the parts of SharedDict and SharedCounter that are in
-# the core. Each method is short: the work is done by the parts before.
+# the core. Their methods are short, because the parts included before this one do the work.
 
 
 @cython.auto_pickle(False)

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictHandle, what a dict is beyond the map below it, and the steps of which its
-# operations consist. DictCore (dict.pxi) offers the operations to Python.
+# Part of _core.pyx: DictHandle, the state that a dict's handle has besides the handle of its map,
+# and the steps of which a dict's operations consist. DictCore (dict.pxi) offers the operations to
+# Python.
 #
 # A value in the map is [reference to the whole key] [deadline] and then the value's bytes or a
 # reference to them. Which parts a map has follows from its special fields and the kinds of key and

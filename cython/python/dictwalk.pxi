@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: walking over the entries of a dict, looking at those that have changed, and
-# taking entries out of it.
+# Part of _core.pyx: walking over the entries of a dict; looking up single entries by the bytes of
+# their keys; exchange(), pop() and popitem(), which return the value that they take away.
 
 cdef enum:
     LOST_MAX = 20000           # found entries that popitem loses to other callers

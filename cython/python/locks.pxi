@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: Lock as Python sees it, and what RLock (rlocks.pxi) has in common with it.
-# mutex.pxd is the protocol.
+# mutex.pxd describes the protocol.
 #
 # The objects have no state of their own: the cell names the context that holds the lock, and the
 # context names process and thread. So two objects of one cell in one process are the same lock, a
-# child of fork holds nothing of its parent's, and a pickled lock is the lock.
+# child of fork does not hold its parent's locks, and what is unpickled is the same lock.
 
 
 @cython.auto_pickle(False)

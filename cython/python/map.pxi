@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: MapCore, the part of RHashMap that is in the core. Its methods are short: the
-# functions of the parts before do the work.
+# Part of _core.pyx: MapCore, the part of RHashMap that is in the core. Its methods are short,
+# because the functions of the parts included before it do the work.
 
 cdef enum:
     F_LOCK = 4                 # BPF_F_LOCK

@@ -1,17 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: locked sections as Python sees them. section.pxd is the protocol.
+# Part of _core.pyx: locked sections as Python sees them. section.pxd describes the protocol.
 #
 # A section has a context of its own from its beginning to its end, so that its thread can do other
 # operations while the section is open. A child of fork inherits the Python object and nothing else:
 # the context, and with it the section, stays its parent's.
 
 #
-# The program's code runs in the middle of a section's beginning and of its end: code that encodes
-# or decodes values, signal handlers during a wait, finalizers, other threads. So a state says what
-# it may do then with the section itself:
+# The program's own code can run while a section begins or ends: code that encodes or decodes
+# values, signal handlers during a wait, finalizers, other threads. A state says what such code may
+# do with the section itself:
 #
 #   NEW        it may enter the section.
-#   ENTERING   nothing. If that fails, NEW again.
+#   ENTERING   nothing. If entering fails, the state is NEW again.
 #   OPEN       everything but entering it again.
 #   ENCODING   the end has begun, and the values are being encoded: look at the value, delete() and
 #              roll_back(), which stops the end; it may neither assign a value nor end the section.

@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: Semaphore and BoundedSemaphore as Python sees them. shares.pxd is the protocol.
+# Part of _core.pyx: Semaphore, BoundedSemaphore and Event as Python sees them. shares.pxd describes
+# the protocol of permits, flag.pxd that of events.
 #
-# Permits are taken and given with the GIL, or in a critical section of the space, which ends and
-# begins where the GIL would be released: so the context that has a process's permits of a cell is
-# used by one thread at a time. Only waiting releases it.
+# A thread takes and gives permits while it has the GIL or, on a Python without one, while it is in
+# a critical section of the space. So only one thread at a time uses the context that has its
+# process's permits of a cell. Only waiting releases the GIL, or leaves the critical section.
 
 
 @cython.auto_pickle(False)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: waiting until a key changes. bell.pxd is the protocol; what is waited for is
-# decided in shmrhash/_waiting.py.
+# Part of _core.pyx: waiting until a key changes. bell.pxd describes the protocol;
+# shmrhash/_waiting.py decides whether the key's present state ends a wait.
 
 cdef enum:
     QUIET_SLICES = 10          # in a row that no ring ended: then a waiter looks half as often
