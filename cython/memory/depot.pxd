@@ -3,10 +3,10 @@
 # of the small classes (object.pxd), which need no credit.
 #
 # The shape is that of the kernel's bpf_mem_alloc: each CPU takes from its own list and gives to it,
-# and some fifty elements at most go to and from the pool at once. The CPU is a hint only: a depot
-# that another context holds is passed over for the next. A depot is one word: lock, count, credit,
-# head. Taking an element and its credit, and giving both back, is committed by the one store that
-# also unlocks.
+# and at most DEPOT_BATCH_MAX elements go to or from the pool at once. The CPU is a hint only: a
+# depot that another context holds is passed over for the next. A depot is one word: lock, count,
+# credit, head. Taking an element and its credit, and giving both back, is committed by the one
+# store that also unlocks.
 #
 # Credits make max_entries exact. Each entry holds one credit; header.credits counts those that are
 # in no depot. A depot without credit fetches up to CREDIT_BATCH from there; the map is full only
