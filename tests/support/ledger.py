@@ -271,7 +271,7 @@ class Schedule(NamedTuple):
     ran_s: float
     waited_s: float  # time ready without a processor, except the present wait
     turns: int
-    is_ready: bool  # or runs
+    is_ready: bool  # to run, or it runs
 
 
 def schedule_of(pid):

@@ -343,7 +343,8 @@ def test_a_cancelled_waiter_does_not_reserve_the_lock_any_more(space, kind):
     async def main():
         await lock.acquire_async()
         waiting = asyncio.create_task(lock.acquire_async())
-        while not space._cells.words(lock._index)["reserved_until"]:  # it reserves
+        # Until the waiter has waited so long that it reserves the lock.
+        while not space._cells.words(lock._index)["reserved_until"]:
             await asyncio.sleep(0.001)
         later = asyncio.create_task(lock.acquire_async())
         waiting.cancel()

@@ -18,7 +18,7 @@ from shmrhash import Lock, RLock
 
 DEATHS = 8
 TELLERS = 2
-STOP, TURNS, TOLD, PIDS = range(4)  # from PIDS on: the pids of which owners were told
+STOP, TURNS, TOLD, PIDS = range(4)  # from PIDS on: the pids of the dead of whom owners were told
 
 
 class TellsNobody(Lock):
