@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: what all waits for cells have in common: the context of a waiter, and how a
-# task of an event loop waits. listener.pxd is the protocol; shmrhash/_sync/tasks.py lets tasks take
-# turns.
+# task of an event loop waits. listener.pxd describes the protocol; shmrhash/_sync/tasks.py lets
+# tasks take turns.
 
 cdef int begin_waiter(MapHandle handle, Op *op) except -1:
     """Keep the space mapped, and take a context for one wait."""

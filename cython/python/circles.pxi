@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: circles of threads that wait for each other's locks. circle.pxd is the
-# protocol.
+# Part of _core.pyx: circles of threads that wait for each other's locks. circle.pxd describes
+# the protocol.
 
 
 cdef int64_t circle_patience_ns = CIRCLE_PATIENCE_NS

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what happens to views when their process forks. forking.pxd is the protocol.
+# Part of _core.pyx: what happens to views when their process forks. forking.pxd describes the
+# protocol.
 #
 # The public functions are called by the hooks that shmrhash/_map.py registers with os.fork(), which
 # let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: a descriptor that is readable when a key may have changed. listener.pxd is the
-# protocol; shmrhash/_awaiting.py gives the descriptor to an event loop.
+# Part of _core.pyx: a descriptor that is readable when a key may have changed. listener.pxd
+# describes the protocol; shmrhash/_awaiting.py gives the descriptor to an event loop.
 
 cdef enum:
     SLICE_NS = 250000000       # a waiter looks by itself this often: a killed writer may not ring

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: reading the ring, for a process that watches everything. ring.pxd is the
-# protocol; what the program is told is decided in shmrhash/_changes.py.
+# Part of _core.pyx: reading the ring, for a process that watches everything. ring.pxd describes
+# the protocol; shmrhash/_changes.py decides what the program is told.
 
 cdef enum:
     RING_TAKE_MAX = 1024       # entries that one look reads

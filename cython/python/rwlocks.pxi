@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: RWLock as Python sees it. rwlock.pxd is the protocol.
+# Part of _core.pyx: RWLock as Python sees it. rwlock.pxd describes the protocol.
 
 cdef enum:
     RWLOCK_SLICE_NS = 10000000     # of a waiter: half as long as its hint counts

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: ending several sections in one step. journal.pxd is the protocol.
+# Part of _core.pyx: ending several sections in one step. journal.pxd describes the protocol.
 
 @cython.final
 @cython.internal

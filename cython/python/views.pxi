@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: copies of objects, and views of objects without a copy. hazard.pxd and pins.pxd
-# are the protocols.
+# describe the protocols.
 #
 # An operation that frees an object looks at as many pins as ever were in use at once, and all
 # processes together have PIN_MAX. So a handle uses at most PIN_SHARE pins; an object that it reads
