@@ -27,17 +27,17 @@ class LockTests(cpython._TestLock, Mixin, unittest.TestCase):
 
 
 class SemaphoreTests(cpython._TestSemaphore, Mixin, unittest.TestCase):
-    # Wants acquire(False, timeout) to ignore the timeout; threading's tests want a ValueError.
+    # This test expects acquire(False, timeout) to ignore the timeout, threading's a ValueError.
     test_timeout = None
 
 
 class ConditionTests(cpython._TestCondition, Mixin, unittest.TestCase):
     def check_invariant(self, _condition):
-        """Nothing: CPython's looks at the counters inside multiprocessing.Condition."""
+        """Check nothing: CPython's looks at the counters inside multiprocessing.Condition."""
 
 
 class EventTests(cpython._TestEvent, Mixin, unittest.TestCase):
-    # Wants "<Event at"; threading's tests want the name of the module before it.
+    # This test expects "<Event at"; threading's expect the name of the module before it.
     test_repr = None
 
 

@@ -26,13 +26,13 @@ class Outcome(NamedTuple):
     """What became of the tests, by their names "Class.test": each is in one of the four."""
 
     passed: list[str]
-    failed: dict[str, str]  # with the traceback
-    skipped: dict[str, str]  # with the reason
-    excepted: list[str]  # None here, a test at CPython's
+    failed: dict[str, str]  # by name: the traceback
+    skipped: dict[str, str]  # by name: the reason
+    excepted: list[str]  # None here, and a test of CPython's
 
 
 class Recorder(unittest.TestResult):
-    """Files each test under what became of it."""
+    """A result of unittest that notes each test under its outcome."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ def run_tests(module, class_names, *, types, start_method=""):
     """Run the tests of some classes in a new process, and return the Outcome."""
     command = [sys.executable, "-m", f"{PACKAGE}.running", module, start_method, *class_names]
     environment = os.environ | {VARIABLE: types, "PYTHONPATH": str(TESTS)}
-    # Not in the root of the sources, where shmrhash/ would be found before the installed package.
+    # In the root of the sources, shmrhash/ would be found before the installed package.
     done = subprocess.run(
         command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX
     )

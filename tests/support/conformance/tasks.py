@@ -30,7 +30,7 @@ class Waiters:
 
 
 def in_words(primitive, state):
-    """The repr that asyncio's type would have."""
+    """Return the repr that asyncio's type would have."""
     return f"<{object.__repr__(primitive)[1:-1]} [{state}]>"
 
 
@@ -83,17 +83,17 @@ class Barrier(shmrhash.Barrier):
 
 TYPES = [Lock, Event, Condition, Semaphore, BoundedSemaphore, Barrier]
 NAMES = {each.__name__: each for each in TYPES}
-NAMES["BrokenBarrierError"] = threading.BrokenBarrierError  # which our Barrier raises
+NAMES["BrokenBarrierError"] = threading.BrokenBarrierError  # the class that our Barrier raises
 cpython.asyncio = SimpleNamespace(**(vars(asyncio) | NAMES))
 
 
 class LockTests(cpython.LockTests):
-    # Wants the words of the TypeError of asyncio's __init__.
+    # This test expects the message of the TypeError of asyncio's __init__.
     test_lock_doesnt_accept_loop_parameter = None
 
 
 class EventTests(cpython.EventTests):
-    # Puts a mock among the waiters, which the repr has to count. Ours are no list of the object's.
+    # This test puts a mock into the list of waiters for the repr to count; ours have no list.
     test_repr = None
 
 
@@ -101,7 +101,7 @@ class ConditionTests(cpython.ConditionTests):
     # As of EventTests.
     test_repr = None
 
-    # Wants a lock to refuse a second loop. One of ours is for all loops, of all processes.
+    # This test expects a lock to refuse a second loop; ours are for all loops of all processes.
     test_ambiguous_loops = None
 
 
@@ -109,17 +109,17 @@ class SemaphoreTests(cpython.SemaphoreTests):
     # As of EventTests.
     test_repr = None
 
-    # Wants release() to take the permit for the task that waits. Ours takes it when it runs.
+    # This test expects release() to take the permit for the waiting task, which takes ours itself.
     test_acquire = None
 
 
 class BarrierTests(getattr(cpython, "BarrierTests", object)):
-    # Wants a cancelled task to leave the barrier as if it had not come. Ours breaks, as threading's
-    # does when a party gives up.
+    # This test expects a cancelled task to leave the barrier as if it had not come. Ours breaks, as
+    # threading's does when a party gives up.
     test_filling_tasks_cancel_one = None
 
-    # Want a barrier that all have reached to stay closed, "draining", until each of them has run
-    # again, and reset() or abort() to break it for those that have not. Ours opens at once for all.
+    # These expect a barrier that all have reached to stay closed until each of the parties has run
+    # again, and reset() or abort() to break it for those that have not. Ours opens for all at once.
     test_repr = None
     test_draining_state = None
     test_reset_barrier_when_tasks_half_draining = None

@@ -1,4 +1,4 @@
-"""The types that CPython's tests are run with, by their names in threading."""
+"""The types with which CPython's tests are run, by their names in threading."""
 
 import functools
 import multiprocessing

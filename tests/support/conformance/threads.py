@@ -10,7 +10,7 @@ TYPES = types_under_test()
 class LockTests(lock_tests.LockTests):
     locktype = TYPES.WaitingLock
 
-    # Calls a private method that threading's forked children need: a child of ours holds nothing.
+    # This test calls a private method for forked children; a child holds none of our locks.
     test_at_fork_reinit = None
 
 
@@ -21,7 +21,7 @@ class RLockTests(lock_tests.RLockTests):
 class EventTests(lock_tests.EventTests):
     eventtype = TYPES.Event
 
-    # Looks at the condition inside threading.Event.
+    # This test looks at the condition inside threading.Event.
     test_at_fork_reinit = None
 
 

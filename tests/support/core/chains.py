@@ -1,4 +1,4 @@
-"""Chains in an Image: where their references are, and the single stores of a removal."""
+"""Chains in an Image: where their references are, and the stores of a removal, one by one."""
 
 from support.core.picture import ALLOC, LINK_BASE, LINK_SLOT, SLOTS, held_by
 
@@ -7,7 +7,8 @@ WHO = 2  # the context that holds the bucket
 
 
 def places(image):
-    """The (line, slot) of each reference in the chain's order, the last line but one, the last."""
+    """Return the (line, slot) of each reference in the chain's order, the last line but one, and
+    the last line."""
     line, before = image.picture.buckets[BUCKET], None
     found = []
     while True:
@@ -19,7 +20,8 @@ def places(image):
 
 
 def stores_of_removal(image, victim):
-    """The stores of chain_remove and chain_dissolve, reimplemented, one function for each store."""
+    """Return the stores of chain_remove and chain_dissolve, reimplemented as a function for each
+    store."""
     found, before, last = places(image)
     line, slot = next((line, slot) for line, slot in found if line.indices[slot] == victim)
     top_line, top = found[-1]

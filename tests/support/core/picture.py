@@ -170,23 +170,24 @@ class Picture:
         return Context.from_buffer(self.memory, offset + index * self.geometry["context_stride"])
 
     def redo(self, index):
-        """The words of a context's redo buffer."""
+        """Return the words of a context's redo buffer."""
         offset = self.geometry["region_offset"]["contexts"]
         offset += index * self.geometry["context_stride"] + ctypes.sizeof(Context)
         return self._array(c_uint64, self.geometry["value_words"], offset)
 
     def element(self, index):
-        """The words of an element: header, key, value."""
+        """Return the words of an element: header, key, value."""
         stride = self.geometry["stride"]
         return self._array(c_uint64, stride // 8, self.geometry["elements_offset"] + index * stride)
 
     def value(self, index):
-        """The words of an element's value."""
+        """Return the words of an element's value."""
         start = 1 + self.geometry["key_words"]
         return self.element(index)[start : start + self.geometry["value_words"]]
 
     def chain(self, bucket):
-        """The (tag, index) of each element in a bucket's chain, and the lines it goes through."""
+        """Return the (tag, index) of each element in a bucket's chain, and the lines of the
+        chain."""
         line = self.buckets[bucket]
         entries, lines = [], []
         while True:
@@ -202,7 +203,7 @@ class Picture:
             line = self.lines[lines[-1]]
 
     def parked(self, depot):
-        """The elements that a depot lists."""
+        """Return the elements that a depot lists."""
         found = []
         at = self.depots[depot].head
         for _ in range(self.depots[depot].count):
@@ -212,32 +213,32 @@ class Picture:
 
 
 def state_of(header):
-    """The state in the header of an element or a line."""
+    """Return the state in the header of an element or a line."""
     return header >> 16 & 7
 
 
 def version_of(header):
-    """The version in the header of an element or a line."""
+    """Return the version in the header of an element or a line."""
     return header >> 19
 
 
 def bucket_version_of(header):
-    """The version in the header of a bucket."""
+    """Return the version in the header of a bucket."""
     return header >> 24
 
 
 def level_of(header):
-    """The level of a bucket, or -1."""
+    """Return the level of a bucket, or -1."""
     return (header >> 16 & 0x3F) - 1
 
 
 def owner_of(word):
-    """The context that holds a lock word, or None."""
+    """Return the context that holds a lock word, or None."""
     return (word & 0xFFFF) >> 1 if word & 1 else None
 
 
 def held_by(context):
-    """The lock bits of a word that a context holds."""
+    """Return the lock bits of a word that a context holds."""
     return context << 1 | 1
 
 

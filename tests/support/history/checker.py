@@ -1,10 +1,11 @@
-"""Could these operations on one key have happened one after another, in an order that time allows?
+"""Could these operations on one key have happened one after another, in an order that their times
+allow?
 
 The keys of a map are independent registers, so each key has a history of its own: the call of each
 operation and its result, with the times of both. A history is linearizable if there is an order in
-which a register that performs one operation at a time gives these results, and in which no
-operation comes before another that had returned when it began (Herlihy and Wing). The search is
-that of Wing and Gong, with Lowe's memory of the configurations that led nowhere.
+which a register that performs one operation at a time gives these results, and in which each
+operation comes after all that had returned when it began (Herlihy and Wing). The search is that of
+Wing and Gong, with Lowe's memory of the configurations that led nowhere.
 
 An operation that never returned (its process was killed) may have taken effect at any time after
 its start, also after all other operations, or never.
@@ -23,7 +24,8 @@ FULL = "MapFull"
 
 
 class Operation(NamedTuple):
-    """One call: its process, name, arguments, result and times; end is None without a return."""
+    """One call: its process, name, arguments, result and times. end is None if it never
+    returned."""
 
     process: Any
     name: str
@@ -91,7 +93,7 @@ def setdefault(value, default):
 
 
 def pop(value, *default):
-    """As a dict's pop: the default, if given, for an absent key."""
+    """As a dict's pop(): an absent key gives the default, if there is one."""
     if value is ABSENT and default:
         return ABSENT, default[0]
     return lookup_and_delete(value)
@@ -181,7 +183,8 @@ ALL_SEMANTICS = SEMANTICS | SEMANTICS_OF_EXPIRING | SEMANTICS_OF_SEVERAL
 
 
 def has_no_effect(operation):
-    """Whether the operation, by its name or result, changes nothing at any place in an order."""
+    """Return whether the operation, by its name or result, changes nothing at any place in an
+    order."""
     if operation.name in ("lookup", "contains", "get", "refused", "look_at_all"):
         return True
     if operation.pending:
@@ -199,7 +202,7 @@ class Search:
 
     def __init__(self, history):
         self.order = sorted(history, key=lambda operation: operation.start)
-        self.returned = 0  # a bit for each operation that returned
+        self.returned = 0  # has a bit for each operation that returned
         self.before = []  # for each operation, the bits of the operations that must come before it
         for number, operation in enumerate(self.order):
             if not operation.pending:
@@ -211,7 +214,7 @@ class Search:
             self.before.append(earlier)
 
     def steps(self, done, value):
-        """The possible next operations: (operations done, value after it, number)."""
+        """Return the possible next operations: (operations done, value after it, number)."""
         changes = []
         for number, operation in enumerate(self.order):
             if done >> number & 1 or self.before[number] & ~done:
@@ -223,15 +226,16 @@ class Search:
             elif result == operation.result:
                 step = (done | 1 << number, after, number)
                 if has_no_effect(operation):
-                    # Any order that explains the rest explains it with this operation first, too.
+                    # An order that explains the rest also does so with this operation before it.
                     return [step]
                 changes.append(step)
-        # Operations that returned first: a killed one seldom had an effect.
+        # Operations that returned come first, because a killed one seldom had an effect.
         changes.sort(key=lambda step: self.order[step[2]].pending)
         return changes
 
     def run(self, value):
-        """The numbers of the operations in an order that explains all that returned, or None."""
+        """Return the numbers of the operations in an order that explains all that returned, or
+        None."""
         path = []
         tried = {(0, value)}
         branches = [iter(self.steps(0, value))]
@@ -256,12 +260,12 @@ class Search:
 
 
 def sets(one, other):
-    """Whether `other` is the clock passing the deadline that `one` set."""
+    """Return whether `other` is the clock passing the deadline that `one` set."""
     return other.name == "expire" != one.name and one.arguments == other.arguments
 
 
 def precedes(one, other):
-    """Whether `one`, which began earlier, had returned when `other` began.
+    """Return whether `one`, which began earlier, had returned when `other` began.
 
     Equal times leave the order open, unless one process performed both.
     """
@@ -269,7 +273,7 @@ def precedes(one, other):
 
 
 def linearization(history, initial=ABSENT):
-    """The operations in an order that explains their results, or None if there is none.
+    """Return the operations in an order that explains their results, or None if there is none.
 
     A pending operation is in the order only if an explanation needs it.
     """
@@ -286,7 +290,7 @@ def is_linearizable(history, initial=ABSENT):
 
 
 def known_at(history, time):
-    """The history as known at that time: operations that return later are pending."""
+    """Return the history as it was known at that time: operations that return later are pending."""
     return [
         operation
         if not operation.pending and operation.end <= time
@@ -297,7 +301,8 @@ def known_at(history, time):
 
 
 def essence(history, initial=ABSENT):
-    """The shortest prefix of a history that no order explains, without operations it does not need.
+    """Return the shortest prefix of a history that no order explains, without operations it does
+    not need.
 
     A linearizable history stays linearizable if it is cut short, or if operations without effect
     are left out; so the remaining history is wrong by itself. The last operation to return is the
@@ -319,7 +324,8 @@ def essence(history, initial=ABSENT):
 
 
 def rendered(history, initial=ABSENT):
-    """A table of the operations in the order of their starts, in microseconds since the first."""
+    """Return a table of the operations in the order of their starts, in microseconds since the
+    first."""
     if not history:
         return "no operations"
     begin = min(operation.start for operation in history)
@@ -341,7 +347,7 @@ def rendered(history, initial=ABSENT):
 
 
 def shown(thing):
-    """A value or a result as the table shows it; large numbers are in base 16."""
+    """Return a value or a result as the table shows it; large numbers are in base 16."""
     if thing is ABSENT:
         return "absent"
     if isinstance(thing, bool) or not isinstance(thing, int):

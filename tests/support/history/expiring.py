@@ -31,7 +31,7 @@ MARK = 1 << 32
 class Step(NamedTuple):
     name: str
     key: int
-    number: int  # of the stored value, or of a touch's deadline
+    number: int  # the number of the stored value, or of a touch's deadline
     ttl_s: float
 
 
@@ -41,7 +41,7 @@ class Timed(NamedTuple):
     operation: Operation
     key: int
     ttl_ns: int
-    ended_ns: int  # when it had returned, or when its process was dead
+    ended_ns: int  # when it had returned, or its process was found dead
 
 
 class Entries:
@@ -119,7 +119,7 @@ class Round(rounds.Round):
             os.sched_yield()
 
     def history(self):
-        """Every call that began, and a final get of each key."""
+        """Return every call that began, and a final get of each key."""
         calls = []
         for slot, steps in enumerate(self.plans):
             at = 1 + slot * len(steps) * WORDS
@@ -157,7 +157,8 @@ def timed(process, step, result, start, end, ended):
 
 
 def is_right(calls, key):
-    """Whether an order explains the history of one key, with the operations of the clock.
+    """Return whether an order explains the history of one key, with the operations of the
+    clock.
 
     A pending call happened before its process was dead, or never; each key has one at most.
     """
@@ -172,7 +173,7 @@ def is_right(calls, key):
 
 
 def with_clock(calls):
-    """The operations, and the operations of the clock for the deadlines that they set."""
+    """Return the operations, and the operations of the clock for the deadlines that they set."""
     found = [call.operation for call in calls]
     for at, call in enumerate(calls):
         if call.operation.name in STORES:
@@ -185,7 +186,8 @@ def with_clock(calls):
 
 
 def refused_wrongly(calls, max_entries):
-    """The refusals (X1) at which too few entries can have been in the dict and not yet expired.
+    """Return the refusals (X1) at which too few entries can have been in the dict and not yet
+    expired.
 
     Each process with an operation during the refusal, or that died in one, can hold one more.
     """
@@ -211,7 +213,8 @@ def at_work(calls, refusal):
 
 
 def most_alive(calls, refusal):
-    """How many keys can have had an entry during the refusal that was alive when it began."""
+    """Return how many keys can have had an entry during the refusal that was alive when it
+    began."""
     start, end = refusal.operation.start, refusal.operation.end
     keys = {
         call.key
@@ -226,7 +229,7 @@ def most_alive(calls, refusal):
 
 
 def was_gone(calls, stored, before):
-    """Whether a call after `stored` and before that time found that the entry was gone."""
+    """Return whether a call after `stored` and before that time found that the entry was gone."""
     return any(
         call.key == stored.key
         and call.operation.start > stored.ended_ns

@@ -43,14 +43,14 @@ ANY, NOEXIST, EXIST = 0, 1, 2
 
 STOP, KILL = "stop", "kill"
 
-HISTORIES_MAX = 64  # of one batch
-STEPS_MAX = 64  # of one worker in one history
+HISTORIES_MAX = 64  # in one batch
+STEPS_MAX = 64  # by one worker in one history
 KEYS_MAX = 5
-FILLER_BASE = 1 << 24  # filler keys, which are inserted and deleted beside those of the histories
-FILLERS_MAX = 1 << 10  # of one worker
+FILLER_BASE = 1 << 24  # keys that are inserted and deleted beside those of the histories
+FILLERS_MAX = 1 << 10  # by one worker
 FILLERS_AT_ONCE = 20
 
-PATIENCE_S = 30.0  # for one batch, on a busy machine
+PATIENCE_S = 30.0  # the longest time of one batch on a busy machine
 STOPPED_S_MAX = 0.002  # how long other workers wait for a stopped worker's locks
 GONE = (1 << 62) - 1  # the place of a dead worker, for which the others do not wait
 PR_SET_PDEATHSIG = 1
@@ -70,7 +70,8 @@ class Setting(NamedTuple):
     signals: str | None = None  # STOP or KILL for workers at random moments
 
     def geometry(self):
-        """Arguments for create(). There is always room, also for elements that the dead hold."""
+        """Return arguments for create(). There is always room, also for elements that dead
+        processes hold."""
         geometry = {
             "key_size": self.key_size,
             "value_size": self.value_size,
@@ -178,7 +179,7 @@ class Calls:
         self.codec = codec
 
     def prepared(self, step):
-        """A call without arguments, or, for compare_and_swap, with the expected number."""
+        """Return a call without arguments or, for compare_and_swap, with the expected number."""
         handle, encode = self.handle, self.codec.encode
         key = step.key.to_bytes(self.key_size, "little")
         match step.name:
@@ -239,7 +240,7 @@ class Planner:
         return range(history * KEYS_MAX, history * KEYS_MAX + count)
 
     def initial(self, batch, history):
-        """The initial value of each key: a number, or ABSENT."""
+        """Return the initial value of each key: a number, or ABSENT."""
         rng = self.random(batch, history)
         return {
             key: ABSENT if rng.random() < 0.4 else self.number(batch, history, 0, key % KEYS_MAX)
@@ -247,12 +248,13 @@ class Planner:
         }
 
     def number(self, batch, history, worker, step):
-        """A number that no other write of the whole test stores; worker 0 is the recorder."""
+        """Return a number that no other write of the whole test stores; worker 0 is the
+        recorder."""
         parts = (batch * HISTORIES_MAX + history) * 16 + worker
         return (parts * STEPS_MAX + step) * 2 + 1
 
     def steps(self, batch, history, slot):
-        """The steps of the worker in this slot in this history."""
+        """Return the steps of the worker in this slot in this history."""
         rng = self.random(batch, history, slot)
         # Histories of a few kinds of operations have more interactions than those of all kinds.
         names = rng.sample(self.names, min(len(self.names), rng.choice((2, 3, 4, 20))))
@@ -262,14 +264,14 @@ class Planner:
         while len(steps) < self.setting.steps:
             name = rng.choice(names)
             key = keys[0] if rng.random() < favourite_chance else rng.choice(keys)
-            if name == "compare_and_swap":  # it expects the value of the lookup before it
+            if name == "compare_and_swap":  # expects the value of the lookup before
                 steps.append(Step("lookup", key, ()))
             number = self.number(batch, history, slot + 1, len(steps))
             steps.append(Step(name, key, self.arguments(name, number, rng)))
         return steps[: self.setting.steps]
 
     def signals(self, batch):
-        """The Signal of each history. No worker is killed twice in a batch."""
+        """Return the Signal of each history. No worker is killed twice in a batch."""
         rng = self.random(batch, "signals")
         slots, histories = range(self.setting.workers), range(self.setting.histories)
         if self.setting.signals == KILL:
@@ -290,7 +292,7 @@ class Planner:
         }
 
     def victims(self, batch):
-        """The workers that others kill in this batch, if the senders get so far."""
+        """Return the workers that others kill in this batch, if the senders get so far."""
         if self.setting.signals != KILL:
             return set()
         return {sent.receiver for sent in self.signals(batch).values()}
@@ -322,11 +324,11 @@ PLAIN_RESULTS = {
 }
 SIGNAL = "signal"  # a step that is not logged
 RETURNS_NOTHING = ("update", "insert", "replace", "delete")
-LINE_WORDS = 8  # so that the places of two workers share no cache line
+LINE_WORDS = 8  # the places of two workers share no cache line
 
 
 def place_of(batch, history):
-    """The place of a worker that has come to a history: a number that only rises."""
+    """Return the place of a worker that has come to a history, a number that only rises."""
     return batch * HISTORIES_MAX + history + 1
 
 
@@ -349,7 +351,7 @@ class Log:
         self.steps[:] = memoryview(self.nothing).cast("q")
 
     def at(self, slot, history):
-        """The index of the first word of this worker's steps in this history."""
+        """Return the index of the first word of this worker's steps in this history."""
         return slot * self.slot_words + history * self.history_words
 
     def close(self):
@@ -374,7 +376,7 @@ class Worker:
         # finish its history in one go; not with signals, which should meet running operations.
         crowded = self.setting.workers > len(recorder.processors)
         self.takes_turns = crowded and self.setting.signals is None
-        self.filled = 0  # the next step of fill_or_empty
+        self.filled = 0  # the number of the next step of fill_or_empty()
         first = FILLER_BASE + slot * FILLERS_MAX
         self.fillers = [
             (first + number).to_bytes(self.setting.key_size, "little")
@@ -410,7 +412,7 @@ class Worker:
 
     def send(self, slot, number):
         pid = self.log.pids[slot]
-        if pid:  # else it has ended by itself, which the recorder will report
+        if pid:  # a child that ended by itself is reported later
             os.kill(pid, number)
 
     def meet(self, place):
@@ -446,7 +448,7 @@ class Worker:
                 os.sched_yield()
 
     def coded(self, name, result):
-        """The kind of result, the number in it, and the number seen, or ABSENT."""
+        """Return the kind of the result, the number in it, and the number seen, or ABSENT."""
         if result is EXISTS:
             return EXISTS_RESULT, 0, ABSENT
         if result is MISSING:
@@ -472,7 +474,7 @@ class Worker:
             if self.filled < len(self.fillers):
                 self.handle.update(self.fillers[self.filled], self.filling)
             else:
-                with contextlib.suppress(shmrhash.KeyNotFound):  # a killed one left others
+                with contextlib.suppress(shmrhash.KeyNotFound):  # if a killed worker left others
                     self.handle.delete(self.fillers[self.filled - len(self.fillers)])
             self.filled = (self.filled + 1) % (2 * len(self.fillers))
 
@@ -496,7 +498,7 @@ class Process:
 
     def run(self, recorder, commands, answers):
         """In the child: obey the commands. The end of the child closes its end of answers."""
-        gc.disable()  # a collection would copy all the pages of the parent
+        gc.disable()  # a collection would copy all of the parent's pages
         processors = recorder.processors
         os.sched_setaffinity(0, {processors[self.slot % len(processors)]})
         try:
@@ -535,14 +537,15 @@ class Recorder:
         random.SystemRandom().shuffle(self.processors)
         self.log = Log(setting)
         self.report_fd = os.memfd_create("report", 0)
-        self.number = 0  # of the batch
+        self.number = 0  # the number of the batch
         self.histories = self.operations = self.overlapping = self.pending = self.kills = 0
         self.processes = {}
         for slot in range(setting.workers):
             self.processes[slot] = Process(self, slot)
 
     def handle_for(self, slot):
-        """Half of the workers use the recorder's handle, half open one of their own."""
+        """Return the recorder's handle for half of the workers; the others open one of their
+        own."""
         if slot % 2 == 0:
             return self.shared_map
         return type(self.shared_map).open(self.shared_map.name)
@@ -562,7 +565,7 @@ class Recorder:
                 self.wait_for(self.processes, ending=True)
         finally:
             for process in self.processes.values():
-                process.signal(signal.SIGKILL)  # a worker that has ended is not reaped yet
+                process.signal(signal.SIGKILL)  # a worker that has ended may not be reaped yet
                 process.reap()
             self.log.close()
             os.close(self.report_fd)
@@ -584,7 +587,7 @@ class Recorder:
         victims = self.planner.victims(self.number)
         self.wait_for(self.processes, victims)
         for slot in victims & set(self.processes):
-            self.processes[slot].signal(signal.SIGKILL)  # even if no sender got so far
+            self.processes[slot].signal(signal.SIGKILL)  # also if no sender got so far
             self.bury(slot)
         endings = self.endings(initial)
         for slot in victims:
@@ -605,7 +608,7 @@ class Recorder:
                 self.shared_map.delete(name)
 
     def endings(self, keys):
-        """Lookups of the keys at the end; two of each if a worker was killed.
+        """Return lookups of the keys at the end, two of each if a worker was killed.
 
         Before the second lookup the dead are recovered: a pending operation that has not happened
         by then never will.
@@ -642,7 +645,7 @@ class Recorder:
                 slots = sorted(process.slot for process in waiting.values())
                 raise WorkerFailed(f"workers {slots} are stuck; {self.whence()}\n{self.report()}")
             if not ready:
-                for process in waiting.values():  # one may wait for a lock of a stopped one
+                for process in waiting.values():  # a worker may wait for a lock of a stopped one
                     process.signal(signal.SIGCONT)
             for answers, _ in ready:
                 poll.unregister(answers)
@@ -667,7 +670,7 @@ class Recorder:
     # ---- the histories ----
 
     def operations_of(self, history):
-        """The operations of one history that began, by key."""
+        """Return the operations of one history that began, by key."""
         found = {key: [] for key in self.planner.keys_of(history)}
         words = self.log.steps
         for slot in range(self.setting.workers):
@@ -717,7 +720,7 @@ class Recorder:
         return f"seed {self.seed}, {self.setting}"
 
     def report(self):
-        """The reports of failed workers, and the values that were mixtures."""
+        """Return the reports of failed workers, and the values that were mixtures."""
         return os.pread(self.report_fd, 1 << 16, 0).decode()
 
     def summary(self):
@@ -729,7 +732,7 @@ class Recorder:
 
 
 def overlap(operations):
-    """Whether two of the operations overlap."""
+    """Return whether two of the operations overlap."""
     in_order = sorted(operations, key=lambda operation: operation.start)
     return any(
         one.end is None or one.end > other.start for one, other in itertools.pairwise(in_order)

@@ -16,13 +16,13 @@ class Round:
     """
 
     def work_together(self, words, deaths):
-        """Run a worker for each of the deaths: after so many seconds its alarm goes off; 0: never.
-        words: how many they need, beside the first."""
+        """Run a worker for each of the deaths: after so many seconds its alarm goes off, or never
+        for 0. words: how many words the workers need, beside the first."""
         self.words = memoryview(mmap.mmap(-1, 8 * (1 + words))).cast("q")
         self.ended = [0] * len(deaths)
         self.killed = 0
         children = [Child(self.wait_and_work, slot, death) for slot, death in enumerate(deaths)]
-        self.words[0] = 1  # go
+        self.words[0] = 1  # all workers begin
         for slot, child in enumerate(children):
             code = child.join()
             self.ended[slot] = time.monotonic_ns()
@@ -31,7 +31,8 @@ class Round:
                 child.result()
 
     def wait_and_work(self, slot, death_s):
-        """Work; an alarm, which no handler delays, kills anywhere in the work or after it."""
+        """Work. An alarm, which no handler delays, kills this process somewhere in the work, or
+        after it."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         while not self.words[0]:
             os.sched_yield()

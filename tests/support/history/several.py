@@ -1,8 +1,8 @@
 """Processes that change several keys in one step, and histories of all keys together.
 
-checker.py judges a register. Here it holds the values of all keys, as a tuple, and whoever locks
-keys reads and writes it: all keys by locked_many(), or one. Lookups take no lock; they are judged
-key by key, with each change of all keys as one of each key (each_key).
+checker.py judges a register. Here the register holds the values of all keys, as a tuple. A step
+that locks all keys (by locked_many()), or one key, reads and writes the register. Lookups take no
+lock; they are judged key by key, with each change of all keys as one of each key (each_key).
 """
 
 import random
@@ -53,7 +53,7 @@ class Values:
         return int.from_bytes(value[:8], "little")
 
     def perform(self, step):
-        """The numbers that were found: of all keys, or of one."""
+        """Return the numbers that were found, of all keys or of one."""
         if step.name == "lookup":
             return [self.decode(self.handle.lookup(self.keys[step.at]))]
         if step.name == "exchange_one":
@@ -128,12 +128,12 @@ class Round(rounds.Round):
 
 
 def of_all_keys(history):
-    """The operations that lock: a history of the register that holds all values."""
+    """Return the operations that lock: a history of the register that holds all values."""
     return [operation for operation in history if operation.name != "lookup"]
 
 
 def of_one_key(history, key):
-    """What the operations do to one key: a history of its register, lookups included."""
+    """Return what the operations do to one key: a history of its register, lookups included."""
     found = []
     for operation in history:
         result = operation.result

@@ -1,7 +1,8 @@
-"""Maps with one mistake each, which the histories must show; and one that is right.
+"""Maps with one mistake each, which the histories must show, and one that is right.
 
 A wrong map performs as several operations of the real map what must be one, or caches or delays a
-value. A window() is where no other operation may come in between: it lets other processes run.
+value. In a window() no other operation may come between; a wrong map lets other processes run
+there.
 
 The right map performs each operation under one lock that all processes share. It also has the
 optional operations, so that they are recorded and checked; each of those can be left unguarded.
@@ -17,7 +18,7 @@ from shmrhash import RHashMap
 from support.history.recorder import KILL, Setting
 
 ANY, NOEXIST, EXIST = 0, 1, 2
-CACHED_NS = 20_000  # how long a stale value is returned
+CACHED_NS = 20_000  # for how long a stale value is returned
 
 
 def window():
@@ -37,7 +38,7 @@ class OneAtATime(RHashMap):
     """Every operation, however composed, is atomic. The lock's holder must not be killed."""
 
     lock = None
-    unguarded = None  # the operation that does not take the lock
+    unguarded = None  # the name of the operation that does not take the lock
 
     def guard(self, name):
         return contextlib.nullcontext() if name == self.unguarded else self.lock
@@ -142,7 +143,7 @@ class InsertsAfterALook(RHashMap):
 
 
 class ReplacesAfterALook(RHashMap):
-    """EXIST: a key that is deleted after the check comes back."""
+    """EXIST: a key that is deleted between the check and the store is there again."""
 
     def update(self, key, value, flags=ANY):
         if flags == EXIST:

@@ -33,7 +33,7 @@ class Image:
         return (number.to_bytes(8, "little") * (self.value_size // 8 + 1))[: self.value_size]
 
     def read(self, offset, size):
-        """The bytes at offset; zeros where there is no memory."""
+        """Return the bytes at offset, and zeros where there is no memory."""
         found = bytearray(size)
         for start, content in self.parts:
             low, high = max(start, offset), min(start + len(content), offset + size)
@@ -43,12 +43,12 @@ class Image:
 
 
 def image_of(name, shared_map):
-    """An Image of a map's segment as it is now."""
+    """Return an Image of a map's segment as it is now."""
     with open(shared_map._path, "rb") as file:
         parts = []
         for start, end in stepping.allocated_ranges(file.fileno()):
             content = os.pread(file.fileno(), end - start, start)
-            if start == 0 and end > 4096:  # the header is a part of its own: damage draws a part
+            if start == 0 and end > 4096:  # damage draws a part, also the header
                 parts.append((0, content[:4096]))
                 start, content = 4096, content[4096:]
             parts.append((start, content))
@@ -87,10 +87,10 @@ STATES = {
 
 @contextlib.contextmanager
 def live(state, name):
-    """A map in one of STATES."""
+    """Return a map in one of STATES."""
     geometry, prepare = STATES[state]
     options = {"key_size": 8, "value_size": 8, "max_entries": 4096, "_seeds": SCATTERED}
-    # Two depots, as the corpus expects, whatever the number of this machine's CPUs.
+    # The corpus expects two depots, whatever the number of this machine's CPUs.
     with mock.patch.object(shmrhash._creation, "_depot_count", return_value=2):
         shared_map = shmrhash.RHashMap.create(name, **(options | geometry))
     with shared_map:
@@ -102,7 +102,7 @@ def live(state, name):
 
 
 def at_rest(state, name):
-    """The image of a map in one of STATES, with a section open or not."""
+    """Return the image of a map in one of STATES, with a section open or not."""
     state, _, more = state.partition(", ")
     with live(state, name) as shared_map, contextlib.ExitStack() as stack:
         if more:
@@ -147,7 +147,7 @@ OPERATIONS = {
 
 
 def in_the_middle(what, name, sample, seed):
-    """Images of a map whose only writer was killed inside an operation."""
+    """Return images of a map whose only writer was killed inside an operation."""
     with live(what.partition(", ")[0], name) as shared_map:
         plain = image_of(what, shared_map)
 

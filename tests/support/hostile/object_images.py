@@ -20,7 +20,7 @@ from support import stepping
 from support.hostile import images
 from support.hostile.images import COLLIDING, SCATTERED, image_of
 
-MAX_BYTES = 1 << 20  # small, so that memory beyond a class is mostly beyond the segment
+MAX_BYTES = 1 << 20  # so small that memory beyond a class is mostly beyond the segment
 SIZES = (0, 1, 8, 40, 88, 120, 184, 248, 500, 1000, 2000, 4088, 4089, 9000, 20_000, 70_000)
 PAST_NS = 1  # a deadline that has passed
 
@@ -36,17 +36,17 @@ class Pair(ctypes.Structure):
 
 
 def text(number):
-    """A key: short ones are in the element, long ones are objects."""
+    """Return a key: short ones are in the element, long ones are objects."""
     return f"key {number}" if number % 3 else f"a key of more than fifteen bytes, {number}"
 
 
 def body(number):
-    """Bytes whose size is in one of the classes of objects."""
+    """Return bytes whose size is in one of the classes of objects."""
     size = SIZES[number % len(SIZES)]
     return (b"%08d" % number * (size // 8 + 1))[:size]
 
 
-# kind: (key type, value type, ttl, key number n, value number n)
+# By kind: the types of key and value, the ttl, the functions for key and value number n.
 DICTS = {
     "str to bytes": (str, bytes, math.inf, text, body),
     "str to int": (str, int, 60.0, text, int),
@@ -115,7 +115,7 @@ def fill_map(shared_map):
 
 
 def make_dict(name, kind, **options):
-    """A dict with the seeds and sizes that a corpus needs, whatever the number of CPUs."""
+    """Return a dict with the seeds and sizes that a corpus needs, whatever the number of CPUs."""
     key, value, ttl, *_ = DICTS[kind]
     schema = make_schema(key, value, ttl)
     geometry = {"max_entries": 400, "_seeds": SCATTERED}
@@ -151,7 +151,7 @@ def fill_dict(d, kind, upto=50, down_to=30):
 
 
 def viewed(d, kind):
-    """Views that pin objects: of a value, of a replaced value, and of a deleted one."""
+    """Return views that pin objects: of a value, of a replaced value, and of a deleted one."""
     if not isinstance(value_of(kind, 1), (bytes, str, np.ndarray)):
         return []
     views = [d.view(key_of(kind, number)) for number in (1, 2, 3)]
@@ -162,7 +162,7 @@ def viewed(d, kind):
 
 @contextlib.contextmanager
 def live_object(state, name):
-    """A map in one of OBJECT_STATES, and its kind."""
+    """Return a map in one of OBJECT_STATES, and its kind."""
     kind, _, how = state.partition("; ")
     options = {"_seeds": COLLIDING, "max_entries": 60} if how == "chained" else {}
     if kind == "map":
@@ -190,7 +190,7 @@ OBJECT_STATES += ["str to bytes; empty", "int to str; chained", "map; chained"]
 
 
 def object_at_rest(state, name):
-    """The image of one of OBJECT_STATES; with "; section", a section is open in it."""
+    """Return the image of one of OBJECT_STATES; with "; section", a section is open in it."""
     with (
         live_object(state.removesuffix("; section"), name) as (shared_map, kind),
         contextlib.ExitStack() as stack,
@@ -246,7 +246,7 @@ OBJECT_OPERATIONS = {
 
 
 def objects_in_the_middle(what, name, sample, seed):
-    """Images of a dict whose only writer was killed inside an operation."""
+    """Return images of a dict whose only writer was killed inside an operation."""
     with live_object(what.partition(", ")[0], name) as (shared_map, kind):
 
         def prepare():

@@ -64,7 +64,7 @@ class DictUser:
             expect(isinstance(value, tuple) and len(value) == 2, f"{value!r:.80}")
         elif isinstance(wanted, shmrhash.Array):
             expect(isinstance(value, np.ndarray) and value.dtype == wanted.dtype, f"{value!r:.80}")
-            value.sum()  # reads every byte of the array
+            value.sum()  # this reads every byte of the array
         else:
             expect(value.dtype == wanted, f"{value!r:.80}")
 
@@ -169,7 +169,7 @@ class DictUser:
 
     def compare(self):
         if isinstance(self.value_type, shmrhash.Array):
-            return  # as with a dict: == of arrays is neither true nor false
+            return  # as with a dict, == of arrays is neither true nor false
         expect(type(self.dict == self.dict.copy()) is bool, "==")
 
     def clear(self):
@@ -217,7 +217,7 @@ FIELD_STEPS = [FieldUser.exchange_kptrs, FieldUser.get_kptrs, FieldUser.expire, 
 
 
 def export(name, rng):
-    """Run a command on the map: any exit status below 128, and no exception."""
+    """Run a command on the map; accept any exit status below 128, and no exception."""
     verb = rng.choice(
         (["export", name, "-", "--format", "snapshot"], ["dump", name], ["show", name])
     )
@@ -231,7 +231,7 @@ def export(name, rng):
 
 
 def use_object(name, image, rng):
-    """As use.use(), for an ObjectImage."""
+    """Do with an ObjectImage what use.use() does with an Image."""
     with (
         mock.patch.multiple("shmrhash._types.declared", pickle=NOT_UNPICKLED),
         mock.patch.multiple("shmrhash._types.keys", pickle=NOT_UNPICKLED),
@@ -258,7 +258,7 @@ def use_fields(name, image, rng):
 
 
 def opened_dict(name, image, rng):
-    """The dict, or None if opening it raised a documented error."""
+    """Return the dict, or None if opening it raised a documented error."""
     key, value, *_ = DICTS[image.kind]
     declared = {"key": key, "value": value}
     if rng.random() < 0.3 and value not in (Pair, Sample):
@@ -280,7 +280,7 @@ def use_dict(name, image, rng):
         return 0
     user = DictUser(d, image, rng)
     if (d.key_type, d.value_type) != DICTS[image.kind][:2]:
-        d.close()  # it has the valid schema of another dict, and was opened with that
+        d.close()  # it was opened with the valid schema of another dict
         return 1
     try:
         steps = rng.sample(DICT_USUAL, rng.randrange(2, 8))

@@ -32,7 +32,7 @@ class Segment:
         return REGIONS + 64 * which + field
 
     def whole(self):
-        """The (offset, bytes) of each part of the file that has memory."""
+        """Return the (offset, bytes) of each part of the file that has memory."""
         return image_of("", self.map).parts
 
     def pages(self):
@@ -41,7 +41,7 @@ class Segment:
                 yield start + at, content[at : at + 4096]
 
     def buckets(self):
-        """Offsets of the buckets, of which the first four always have a level."""
+        """Return the offsets of the buckets, of which the first four always have a level."""
         for start, content in self.pages():
             levels = [word >> 16 & 0x3F for (word,) in struct.iter_unpack("<Q56x", content[:256])]
             if start > 1 << 16 and all(1 <= level < 32 for level in levels):
@@ -50,7 +50,8 @@ class Segment:
 
 
 def ending_of(function):
-    """How a child that calls the function ends: "done", an exception's name, or a signal's."""
+    """Return how a child that calls the function ends: "done", an exception's name, or a
+    signal's."""
 
     def act():
         signal.alarm(20)

@@ -11,7 +11,7 @@ import pickle
 
 import shmrhash
 
-ENTRIES_MAX = 20_000  # more than any image holds
+ENTRIES_MAX = 20_000  # more entries than any image has
 
 
 class Misbehaved(Exception):
@@ -179,7 +179,7 @@ def use(name, image, rng):
 
 
 def opened(name, rng):
-    """The map, or None if opening it raised a documented error."""
+    """Return the map, or None if opening it raised a documented error."""
     mode = rng.choice(({},) * 12 + ({"read_only": True}, {"write_only": True}))
     try:
         return shmrhash.RHashMap.open(name, timeout=rng.choice((0, 0, 0.002)), **mode)
@@ -188,7 +188,7 @@ def opened(name, rng):
 
 
 def answers(user, steps, documented=shmrhash.Error):
-    """How many steps ended without a documented exception."""
+    """Return how many steps ended without a documented exception."""
     answered = 0
     for step in steps:
         trace(step.__name__)
@@ -200,6 +200,6 @@ def answers(user, steps, documented=shmrhash.Error):
 
 
 def trace(what):
-    """Print the next step if HOSTILE_TRACE is set, to find the place of a crash."""
+    """Print the next step if HOSTILE_TRACE is set, which shows the place of a crash."""
     if "HOSTILE_TRACE" in os.environ:
         print(what, flush=True)

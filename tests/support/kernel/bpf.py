@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
 
 
 def bpf(command, attr):
-    """One system call: its result, or minus its errno. The kernel may write to attr."""
+    """Make one system call; return its result, or minus its errno. The kernel may write to attr."""
     number = SYSCALL_NUMBERS.get(platform.machine())
     if number is None:
         return -errno.ENOSYS
@@ -67,12 +67,12 @@ def bpf(command, attr):
 
 
 def attributes(layout, *fields):
-    """union bpf_attr with these fields at its start and zeros after them."""
+    """Return a union bpf_attr with these fields at its start and zeros after them."""
     return ctypes.create_string_buffer(struct.pack(f"={layout}", *fields), ATTR_BYTES)
 
 
 def address(buffer):
-    """The address of a ctypes buffer; 0, a null pointer, for None."""
+    """Return the address of a ctypes buffer; 0, a null pointer, for None."""
     return 0 if buffer is None else ctypes.addressof(buffer)
 
 
@@ -99,7 +99,8 @@ def create(*, key_size, value_size, max_entries, map_flags=F_NO_PREALLOC, map_ex
 
 
 def locked_types(key_size, value_size):
-    """BTF_LOAD of struct { struct bpf_spin_lock lock; char data[]; }: the types for create()."""
+    """Load the BTF types of struct { struct bpf_spin_lock lock; char data[]; }; return the types
+    for create()."""
     names = b"\0int\0char\0bpf_spin_lock\0val\0lock\0data\0value\0"
 
     def named(name):
@@ -152,7 +153,7 @@ class KernelMap:
         return cls(fd, key_size, value_size, lock)
 
     def info(self):
-        """The id of the map, and its flags, as the kernel reports them."""
+        """Return the id of the map, and its flags, as the kernel reports them."""
         info = ctypes.create_string_buffer(256)
         result = bpf(OBJ_GET_INFO_BY_FD, attributes("2IQ", self.fd, len(info), address(info)))
         if result < 0:
@@ -161,7 +162,7 @@ class KernelMap:
         return {"id": map_id, "map_flags": map_flags}
 
     def reopen(self, flags):
-        """Another descriptor of the same map, with F_RDONLY or F_WRONLY."""
+        """Return another descriptor of the same map, with F_RDONLY or F_WRONLY."""
         fd = bpf(MAP_GET_FD_BY_ID, attributes("3I", self.info()["id"], 0, flags))
         if fd < 0:
             raise Refused("bpf(BPF_MAP_GET_FD_BY_ID)", -fd)
@@ -179,7 +180,7 @@ class KernelMap:
         self.close()
 
     def element(self, command, key, value=None, flags=0):
-        """A command on one key; value is a buffer that the kernel reads or writes."""
+        """Execute a command on one key; value is a buffer that the kernel reads or writes."""
         key = buffer_of(key)
         fields = self.fd, 0, address(key), address(value), flags % (1 << 64)
         return bpf(command, attributes("2I3Q", *fields))
@@ -213,7 +214,7 @@ class KernelMap:
         return Answer(error_name(bpf(MAP_FREEZE, attributes("I", self.fd))))
 
     def batch(self, command, count, flags, *, keys, values=None, cursor=None, following=None):
-        """A batch command: the name of its errno, and the count that it wrote."""
+        """Execute a batch command; return the name of its errno, and the count that it wrote."""
         attr = attributes(
             "4Q2I2Q",
             *(address(cursor), address(following), address(keys), address(values)),
@@ -245,14 +246,15 @@ class KernelMap:
         return Answer(error, Chunk(list(pairs), None if error else following.raw))
 
     def lookup_batch(self, cursor=None, count=1, flags=0):
-        """ENOENT says that nothing follows; the answer has the last pairs nevertheless."""
+        """Look up a batch. ENOENT says that nothing follows; the answer has the last pairs all the
+        same."""
         return self.take_batch(MAP_LOOKUP_BATCH, cursor, count, flags)
 
     def lookup_and_delete_batch(self, cursor=None, count=1, flags=0):
         return self.take_batch(MAP_LOOKUP_AND_DELETE_BATCH, cursor, count, flags)
 
     def update_batch(self, keys, values, flags=0):
-        """The result is the number of keys stored, also with an error."""
+        """Store a batch. The result is the number of keys stored, also with an error."""
         done = 0
         for _ in range(NO_MEMORY_TRIES_MAX):
             left = len(keys) - done

@@ -20,7 +20,7 @@ VALUE_SIZES = [1 << power for power in range(19)]
 
 
 def int_word(number):
-    """An int of the kernel's tests."""
+    """Return an int of the kernel's tests as bytes."""
     return number.to_bytes(4, "little", signed=True)
 
 

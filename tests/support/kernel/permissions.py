@@ -18,9 +18,9 @@ LOCK_VALID = [0, LOCK]
 class Call(NamedTuple):
     """One operation."""
 
-    needs: str  # "r" to read, "w" to write
+    needs: str  # the right that it needs: "r" to read, "w" to write
     valid: list | None  # the flags that are valid; None: it has no flags
-    do: Callable  # of a side, a key, a value and flags
+    do: Callable  # a function of a side, a key, a value and flags
 
 
 CALLS = {
@@ -61,9 +61,9 @@ FLAGS_FIRST_IN_THE_KERNEL = ("lookup", "lookup_and_delete")
 
 
 def expected(side, kind, name, flags):
-    """The name of the errno with which `side`, "kernel" or "ours", refuses the operation for lack
-    of permission; None if it is allowed. DIFFERENCES["flags without permission"] is where the
-    two sides differ."""
+    """Return the name of the errno with which `side`, "kernel" or "ours", refuses the operation for
+    lack of permission, or None if it is allowed. DIFFERENCES["flags without permission"] is where
+    the two sides differ."""
     call = CALLS[name]
     if not set(call.needs) & set(LACKS[kind]):
         return None

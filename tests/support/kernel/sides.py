@@ -14,7 +14,8 @@ ANY, NOEXIST, EXIST, LOCK = 0, 1, 2, 4
 
 
 def answer(operation):
-    """The Answer of operation(); if it raises, the result is the exception's count, if any."""
+    """Return the Answer of operation(); if it raises, the result is the exception's count, if
+    any."""
     try:
         return Answer("", operation())
     except shmrhash.Error as error:
@@ -30,7 +31,7 @@ class OurMap:
         self.value_size = m.value_size
 
     def reopen(self, flags):
-        """Another handle of the same map, with F_RDONLY or F_WRONLY."""
+        """Return another handle of the same map, with F_RDONLY or F_WRONLY."""
         one_way = {"read_only": flags == F_RDONLY, "write_only": flags == F_WRONLY}
         return OurMap(RHashMap.open(self.m.name, **one_way))
 
@@ -92,7 +93,7 @@ class OurMap:
 
 
 def contents(array):
-    """The bytes of a batch's keys or values, which are an array, or bytes without NumPy."""
+    """Return the bytes of a batch's keys or values, which are an array, or bytes without NumPy."""
     return array.tobytes() if hasattr(array, "tobytes") else bytes(array)
 
 
@@ -100,7 +101,8 @@ def contents(array):
 
 
 def walk(side, limit):
-    """All keys in the side's order, by get_next_key; more than limit keys are an endless walk."""
+    """Return all keys in the side's order, by get_next_key; more than limit keys are an endless
+    walk."""
     keys = []
     said = side.get_next_key()
     while not said.error:
@@ -114,12 +116,13 @@ def walk(side, limit):
 
 
 def take_all(method, step, limit, flags=0):
-    """The chunks of a whole series of batches; a step that is too small for a bucket is doubled."""
+    """Return the chunks of a whole series of batches; a step that is too small for a bucket is
+    doubled."""
     chunks = []
     cursor = None
     for _ in range(2 * limit + 20):
         said = method(cursor, step, flags)
-        if said.error == "ENOSPC":  # HASH cannot return a part of a bucket
+        if said.error == "ENOSPC":  # BPF_MAP_TYPE_HASH cannot return a part of a bucket
             step *= 2
             continue
         if said.error not in ("", "ENOENT"):
@@ -132,5 +135,5 @@ def take_all(method, step, limit, flags=0):
 
 
 def take_pairs(method, step, limit, flags=0):
-    """The pairs of a whole series of batches, sorted, as their order is not promised."""
+    """Return the pairs of a whole series of batches, sorted, as their order is not promised."""
     return sorted(pair for chunk in take_all(method, step, limit, flags) for pair in chunk)

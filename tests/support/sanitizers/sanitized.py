@@ -15,7 +15,7 @@ def main(kind, command, *arguments):
     if not sanitizing.libraries(kind):
         sys.exit(f"{sanitizing.compiler()} has no {sanitizing.LIBRARIES[kind][0]}")
     environment["CFLAGS"] = environment["LDFLAGS"] = " ".join(sanitizing.FLAGS[kind])
-    # Run the interpreter itself: the first line of a script might start a shell with the sanitizer.
+    # Run the interpreter itself, because a script's first line might start a shell.
     sanitizing.fix_addresses()
     os.execve(
         sys.executable, [sys.executable, shutil.which(command) or command, *arguments], environment

@@ -37,7 +37,7 @@ def compiler():
 
 @functools.cache
 def libraries(kind):
-    """The sanitizer's libraries; an empty list if this compiler has none."""
+    """Return the sanitizer's libraries, or an empty list if this compiler has none."""
     found = []
     for name in LIBRARIES[kind]:
         command = [compiler(), f"-print-file-name={name}"]
@@ -49,7 +49,7 @@ def libraries(kind):
 
 
 def environment(kind):
-    """The environment in which Python can load an extension compiled for this sanitizer."""
+    """Return the environment in which Python can load an extension compiled for this sanitizer."""
     options = {
         # A report of a race takes long to write; the first few are enough.
         "TSAN_OPTIONS": f"suppressions={HERE / 'suppressions.txt'}:history_size=7"
@@ -65,7 +65,7 @@ def environment(kind):
         **options,
         "LD_PRELOAD": " ".join(libraries(kind)),
         "PYTHONPATH": str(TESTS),
-        "PYTHONMALLOC": "malloc",  # so that an access beyond a bytes object is noticed
+        "PYTHONMALLOC": "malloc",  # lets an access beyond a bytes object be noticed
     }
 
 

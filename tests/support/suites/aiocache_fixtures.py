@@ -1,4 +1,4 @@
-# Added to the end of aiocache's tests/acceptance/conftest.py: its memory cache is ShmCache.
+# This is added to the end of aiocache's tests/acceptance/conftest.py; its memory cache is ShmCache.
 import os
 
 import pytest

@@ -1,4 +1,4 @@
-"""Added to cachelib's tests: those that every cache has to pass, for ShmCache."""
+"""This is added to cachelib's tests: the tests that every cache has to pass, for ShmCache."""
 
 import os
 

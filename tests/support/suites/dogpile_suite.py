@@ -1,4 +1,4 @@
-"""dogpile.testing's tests for backends: they come with the package, not in an archive."""
+"""The tests of dogpile.testing for backends, which come with the package and not in an archive."""
 
 import json
 import os

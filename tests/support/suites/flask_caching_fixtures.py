@@ -1,4 +1,4 @@
-# Added to the end of Flask-Caching's tests/conftest.py: all its tests use ShmCache.
+# This is added to the end of Flask-Caching's tests/conftest.py; all its tests use ShmCache.
 import os
 
 import flask
@@ -21,7 +21,7 @@ def app_with_shm_cache(request):
 
 
 class ShmClock:
-    """Time passes for a cache: the deadline of each entry comes nearer."""
+    """A clock for a cache: when it advances, the deadline of each entry comes nearer."""
 
     def advance(self, seconds):
         shm = shm_cache(None, None, [], {}).shm

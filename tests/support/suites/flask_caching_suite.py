@@ -1,4 +1,5 @@
-"""Added to Flask-Caching's tests: those that every backend has to pass, for ShmCache."""
+"""This is added to Flask-Caching's tests: the tests that every backend has to pass, for
+ShmCache."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Added to requests-cache's tests/integration: its tests of storages, for ShmDict."""
+"""This is added to requests-cache's tests/integration: its tests of storages, for ShmDict."""
 
 import os
 

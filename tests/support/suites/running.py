@@ -68,10 +68,10 @@ SUITES = [
         ".",
         (
             *("tests", "-o", "asyncio_mode=auto", "--import-mode=importlib"),
-            "--reruns=5",  # its lifetimes are of 20 ms: too short for a busy machine
+            "--reruns=5",  # this test has lifetimes of 20 ms, too short for a busy machine
             # cashews marks it xfail; whether it passes depends on how busy the machine is.
             "--deselect=tests/test_tags_feature.py::test_set_expire_clean_2",
-            "--ignore=tests/test_pickle_serializer.py",  # of its own serializer and memory
+            "--ignore=tests/test_pickle_serializer.py",  # tests of its own serializer and memory
             *("-m", "not redis and not diskcache and not integration"),
         ),
     ),
@@ -118,14 +118,14 @@ def prepare(suite, archives, directory):
 
 
 def run(suite, archives, directory, cache_name):
-    """{name of a test: PASSED, FAILED or SKIPPED} of a suite, and what it printed."""
+    """Run a suite; return {name of a test: PASSED, FAILED or SKIPPED}, and what it printed."""
     root = prepare(suite, archives, directory)
     report = directory / "report.xml"
     if suite.name == "django":
         command = ["-m", "support.suites.django_runner", str(report)]
     else:
         command = ["-m", "pytest", *OPTIONS, f"--junitxml={report}", *suite.arguments]
-    # Not what this run of pytest tells its workers.
+    # Without the variables that this run of pytest has set for its workers.
     outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = outer | {
         "SUITE_CACHE": cache_name,
@@ -146,7 +146,7 @@ def run(suite, archives, directory, cache_name):
 
 
 def outcomes(report):
-    """The outcome of each test in a report of pytest."""
+    """Return the outcome of each test in a report of pytest."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
@@ -159,7 +159,7 @@ def outcomes(report):
 
 
 def exclusions(suite):
-    """{name: reason} of the tests of a suite that are expected not to pass."""
+    """Return {name: reason} of the tests of a suite that are expected not to pass."""
     found, reason = {}, ""
     for line in (HERE / "exclusions.txt").read_text().splitlines():
         if line.startswith("#"):
@@ -172,7 +172,8 @@ def exclusions(suite):
 
 
 def judge(suite, found):
-    """What is wrong with the outcomes of a suite, in words; empty: nothing."""
+    """Return what is wrong with the outcomes of a suite, in words; nothing is wrong if it is
+    empty."""
     excluded = exclusions(suite)
     wrong = [f"no test is called {name}, of exclusions.txt" for name in excluded.keys() - found]
     for name, outcome in sorted(found.items()):
