@@ -13,9 +13,7 @@ import time
 
 from support.workers import thread_ids
 
-WAIT_S = (
-    0.2  # the wait for a thread without Python, such as a map's listener, is in vain
-)
+WAIT_S = 0.2  # the wait for a thread without Python, such as a map's listener, is in vain
 
 
 def install():
