@@ -98,7 +98,7 @@ class EventTests(cpython.EventTests):
 
 
 class ConditionTests(cpython.ConditionTests):
-    # As of EventTests.
+    # As in EventTests.
     test_repr = None
 
     # This test expects a lock to refuse a second loop; ours are for all loops of all processes.
@@ -106,7 +106,7 @@ class ConditionTests(cpython.ConditionTests):
 
 
 class SemaphoreTests(cpython.SemaphoreTests):
-    # As of EventTests.
+    # As in EventTests.
     test_repr = None
 
     # This test expects release() to take the permit for the waiting task, which takes ours itself.

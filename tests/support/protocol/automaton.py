@@ -43,12 +43,12 @@ NO_ANSWER = object()
 
 
 def load(address):
-    """The value of a shared word."""
+    """Load a shared word; the answer is its value."""
     return LOAD, address, 0, 0
 
 
 def own(address):
-    """The value of a word that only this context can be writing."""
+    """Load a word that only this context can be writing; the answer is its value."""
     return OWN, address, 0, 0
 
 
@@ -62,7 +62,7 @@ def put(address, value):
 
 
 def cas(address, expected, desired):
-    """Compare and swap. The answer: whether the word was as expected, and is now as desired."""
+    """Compare and swap. The answer: whether the word was as expected, and so is as desired now."""
     return CAS, address, expected, desired
 
 
@@ -98,12 +98,12 @@ def byte(address, change, other=0):
 
 
 def fetch_or(address, bits):
-    """The word before these bits were set in it, in one step."""
+    """Set these bits of the word in one step. The answer: the word before."""
     return OR, address, bits, 0
 
 
 def fetch_and(address, bits):
-    """The word before its other bits were cleared, in one step."""
+    """Clear the other bits of the word in one step. The answer: the word before."""
     return AND, address, bits, 0
 
 
@@ -119,12 +119,12 @@ def futex_ring(address):
 
 
 def futex_wake(address):
-    """FUTEX_WAKE of all sleepers."""
+    """FUTEX_WAKE: wake all sleepers of the word."""
     return WAKE, address, 0, 0
 
 
 def futex_wake_one(address):
-    """FUTEX_WAKE of one sleeper."""
+    """FUTEX_WAKE: wake one sleeper of the word."""
     return WAKE_ONE, address, 0, 0
 
 
@@ -148,7 +148,7 @@ class Automaton:
 
     def __init__(self, make):
         self.make = make
-        self.actions = []  # for each place, what it yields; None: finished
+        self.actions = []  # for each place, what it yields; None if it has ended
         self.operations = []  # for each place, the operation under way, or None
         self.begins = []  # for each place, whether that operation has not yet performed an access
         self._histories = []
@@ -157,7 +157,7 @@ class Automaton:
         self.start, _ = self._arrive(())
 
     def step(self, place, answer):
-        """The place that this answer leads to, and the BEGINs and ENDs on the way."""
+        """Return the place that this answer leads to, and the BEGINs and ENDs on the way."""
         key = (place, answer)
         if key not in self._steps:
             self._steps[key] = self._arrive((*self._histories[place], answer))
@@ -195,7 +195,7 @@ class Automaton:
 
 
 def answered(program, answer):
-    """Send the answer to a program: what it yields next, or None at its end."""
+    """Send the answer to a program; return what it yields next, or None at its end."""
     try:
         return program.send(answer)
     except StopIteration:
@@ -203,7 +203,7 @@ def answered(program, answer):
 
 
 def frames_of(program):
-    """The place of a program: the instruction and the locals of each of its generators."""
+    """Return the place of a program: the instruction and the locals of each of its generators."""
     frames = []
     while program is not None and program.gi_frame is not None:
         frame = program.gi_frame

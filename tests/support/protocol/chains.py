@@ -28,7 +28,7 @@ def chain_bump(m, bucket):
 
 
 def chain_last(m, bucket):
-    """The last line of a held chain, and the one before it (None for the bucket itself)."""
+    """Return the last line of a held chain, and the one before it (None for the bucket itself)."""
     before, line = None, bucket
     while True:
         link = yield own(m.index(line, m.link_slot))
@@ -38,7 +38,8 @@ def chain_last(m, bucket):
 
 
 def slots_used(m, line):
-    """How many slots of a line are taken, the link included; and the first free slot, or None."""
+    """Return how many slots of a line are taken, the link included, and the first free slot, or
+    None."""
     used, gap = 0, None
     for slot in range(m.slots):
         index = yield own(m.index(line, slot))
@@ -50,7 +51,7 @@ def slots_used(m, line):
 
 
 def chain_links(m, bucket, line):
-    """Whether a held chain contains a line."""
+    """Return whether a held chain contains a line."""
     at = bucket
     while True:
         link = yield own(m.index(at, m.link_slot))
@@ -62,7 +63,7 @@ def chain_links(m, bucket, line):
 
 
 def chain_names(m, bucket, index, but=None):
-    """The (line, slot) of a held chain that names an element, other than but; or None."""
+    """Return the (line, slot) of a held chain that names an element, other than but; or None."""
     line = bucket
     while line is not None:
         following = None
@@ -81,7 +82,8 @@ def chain_names(m, bucket, index, but=None):
 
 
 def chain_append(m, me, bucket, index, tag, publish):
-    """Name an element in a held chain; publish: make it LIVE just before. False: no free line."""
+    """Name an element in a held chain; with publish, make it LIVE just before. Return False if no
+    line is free."""
     last, _ = yield from chain_last(m, bucket)
     _, slot = yield from slots_used(m, last)
     if slot is None:

@@ -44,7 +44,7 @@ class Budget(Words):
 
 
 def word_of(state, owner=0, holder=0):
-    """The word of a block. Contexts are counted from 1 here."""
+    """Return the word of a block. Contexts are counted from 1 here."""
     return state * 100 + owner * 10 + holder
 
 
@@ -57,7 +57,7 @@ def owner_of(word):
 
 
 def holder_of(word):
-    """The holder of a block's word or of the budget."""
+    """Return the holder of a block's word or of the budget."""
     return word % 10
 
 
@@ -75,7 +75,7 @@ def regions_pages(m):
 
 
 def charge(m, me, pages):
-    """budget_charge."""
+    """Play budget_charge."""
     beside = 0
     early = not m.does("regions are added up while the budget is held")
     if early:
@@ -106,7 +106,7 @@ def charge(m, me, pages):
 
 
 def refund(m, me):
-    """budget_refund."""
+    """Play budget_refund."""
     owed = yield load(m.debt[me])
     if not owed:
         return OK
@@ -125,7 +125,7 @@ def refund(m, me):
 
 
 def recover_budget(m, me):
-    """budget_recover, as context me."""
+    """Play budget_recover as context me."""
     word = yield load(m.budget)
     after = yield load(m.after[me])
     if holder_of(word) == me + 1:
@@ -154,7 +154,7 @@ def hold(m, me, block, state):
 
 
 def fill(m, me, block):
-    """block_commit."""
+    """Play block_commit."""
     held = yield from hold(m, me, block, HOLE)
     if not held:
         return BUSY
@@ -180,7 +180,7 @@ def fill(m, me, block):
 
 
 def vacate(m, me, block, refused):
-    """block_vacate. refused: the kernel does not give the memory back."""
+    """Play block_vacate. refused: the kernel does not give the memory back."""
     own_note = m.does("the pages of a held block have a note of their own")
     charged = yield load(m.charged[me] if own_note else m.debt[me])
     owed = yield load(m.debt[me])
@@ -215,7 +215,7 @@ def vacate(m, me, block, refused):
 
 
 def release(m, me, block, refused=False):
-    """block_release."""
+    """Play block_release."""
     held = yield from hold(m, me, block, EMPTY)
     if not held:
         return
@@ -240,7 +240,7 @@ def release(m, me, block, refused=False):
 
 
 def grow(m, me, pages):
-    """run_grow: the run is this context's."""
+    """Play run_grow: the run is this context's."""
     status = yield from refund(m, me)
     had = yield load(m.run_pages)
     if status == OK:
@@ -257,7 +257,7 @@ def grow(m, me, pages):
 
 
 def give(m, me, block, refused=False):
-    """pool_give: the object in the block is this context's."""
+    """Play pool_give: the object in the block is this context's."""
     held = yield from hold(m, me, block, USED)
     if held:
         yield store(m.block[block], word_of(EMPTY))
@@ -265,7 +265,7 @@ def give(m, me, block, refused=False):
 
 
 def recover_block(m, me, block, refused):
-    """recover_block, as context me, which holds the block."""
+    """Play recover_block as context me, which holds the block."""
     word = yield load(m.block[block])
     if state_of(word) not in (EMPTY, USED):
         if not m.does("the pages of a held block have a note of their own"):
@@ -390,7 +390,7 @@ def remove(m, me, *blocks):
 
 
 def remove_refused(m, me, *blocks):
-    """The kernel gives no memory back."""
+    """Delete an entry while the kernel gives no memory back."""
     yield from delete_objects(m, me, blocks, True)
     yield from ends(m, me)
 
@@ -403,12 +403,12 @@ def replace(m, me, old, new):
 
 
 def recover_refused(m, me, dead):
-    """The kernel gives no memory back."""
+    """Recover while the kernel gives no memory back."""
     yield from recover(m, me, dead, None, True)
 
 
 def recover(m, me, dead, other=None, refused=False):
-    """context_recover. other: another recoverer, which does not act at the same time."""
+    """Play context_recover. other: another recoverer, which does not act at the same time."""
     yield awaits("dead", dead)
     if other is not None:
         yield awaits("dead", other)

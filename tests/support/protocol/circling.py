@@ -25,7 +25,7 @@ class Locks(Words):
         self.waits = [self._word(f"wait of {me}") for me in range(programs)]
         self.told = [self._word(f"alarm of {me}") for me in range(programs)]
         self.ended = [self._word(f"end of {me}") for me in range(programs)]
-        self.asleep = []  # no thread sleeps here
+        self.asleep = []  # empty, because no thread sleeps here
 
 
 def hold_and_want(m, me, held, wanted):
@@ -93,7 +93,7 @@ def say(m, me, wanted, endless):
 
 
 def circle_find(m, me, wanted):
-    """Whether this wait is one of a circle, and is the one to be given up."""
+    """Return whether this wait is one of a circle, and is the one to be given up."""
     first = yield from circle_look(m, me, wanted)
     if not first:
         return False
@@ -109,8 +109,8 @@ def circle_find(m, me, wanted):
 
 
 def circle_look(m, me, wanted):
-    """Go from the lock to its owner, from there to the lock that the owner waits for, and so on,
-    until this thread is reached. Returns the other threads on the way, and their waits; nothing if
+    """Go from the lock to its owner, from there to the lock for which the owner waits, and so on,
+    until this thread is reached. Return the other threads on the way and their waits, or nothing if
     the way does not lead to this thread."""
     found = ()
     at = wanted
@@ -130,7 +130,7 @@ def circle_look(m, me, wanted):
 
 
 def same(m, first, second):
-    """Whether two looks found the same waits."""
+    """Return whether two looks found the same waits."""
     if m.does("a wait is recognized by its number"):
         return first == second
     return [(owner, word % WAIT) for owner, word in first] == [

@@ -14,11 +14,12 @@ from support.protocol.segment_model import FREE, state_of
 
 RECOVERER_MASK = 15
 RECOVERED_ONE = 16
-CLAIM_OF_FALLEN = 99  # of a process that is dead from the beginning
+CLAIM_OF_FALLEN = 99  # the claim of a process that is dead from the beginning
 
 
 def claim_of(program):
-    """The claim that a program's process stores, different for a newcomer to the same slot."""
+    """Return the claim that a program's process stores, different for a newcomer to the same
+    slot."""
     return 1 + program.process + 20 * program.comes
 
 
@@ -26,12 +27,14 @@ def claim_of(program):
 
 
 def is_dead(m, memory, process):
-    """Whether a process is dead: its slot is in use, and no open file holds the slot's byte."""
+    """Return whether a process is dead: its slot is in use, and no open file holds the slot's
+    byte."""
     return memory[m.used[process]] and not memory[m.byte[process]]
 
 
 def process_is_to_be_recovered(m, memory, subjects):
-    """Whether one of the processes is dead and no living process is named as its recoverer."""
+    """Return whether one of the processes is dead and no living process is named as its
+    recoverer."""
     for subject in subjects:
         name = memory[m.recoverer[subject]] & RECOVERER_MASK
         if is_dead(m, memory, subject) and (not name or is_dead(m, memory, name)):
@@ -80,7 +83,8 @@ CONDITIONS = {
 
 
 def check_processes(m, memory, living):
-    """When no program can move: all dead are recovered that can be; no word names a free slot."""
+    """Check, when no program can move, that all dead are recovered that can be, and that no word
+    names a free slot."""
     for program in living:
         for operation in program.operations:
             if operation[0] == "rescue" and any(is_dead(m, memory, s) for s in operation[1:]):
@@ -94,7 +98,8 @@ def check_processes(m, memory, living):
 
 
 def check_object(m, memory):
-    """When no program can move: every pin has a process, and the object is in use or FREE."""
+    """Check, when no program can move, that every pin has a process, and that the object is in use
+    or FREE."""
     owners = [memory[address] for address in m.pin_owner]
     if any(owner and not memory[m.used[owner]] for owner in owners):
         raise Violation("the owner of a pin has no process slot (C1)")
@@ -152,7 +157,7 @@ def process_recover(m, me, subject):
 
 
 def recoverer_lives(m, word):
-    """Whether a word recoverer names a living process."""
+    """Return whether a word recoverer names a living process."""
     name = word & RECOVERER_MASK
     if name == 0:
         return False
@@ -197,7 +202,7 @@ def recoverers_forget(m, dead):
 
 
 def join(m, me):
-    """process_register: wait until the slot is free, and take it."""
+    """Play process_register: wait until the slot is free, and take it."""
     done = False
     while not done:
         yield awaits("the slot is free", me.process)
@@ -209,7 +214,7 @@ def join(m, me):
 
 
 def inherit(m, me):
-    """slot_inherit, tried once: recover the dead owner of the slot, and take the slot over."""
+    """Play slot_inherit, tried once: recover the dead owner of the slot, and take the slot over."""
     slot = me.process
     yield awaits("the owner of the slot is dead", slot)
     claim = yield load(m.used[slot])

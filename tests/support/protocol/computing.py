@@ -17,7 +17,7 @@ from support.protocol.oracle import Violation
 from support.protocol.words import Words
 
 NONE, LIVE, LOCKED, UPD = range(4)
-PASSED, AHEAD = range(2)  # the deadline
+PASSED, AHEAD = range(2)  # the deadline's two states
 STEPS_MAX = 4
 STALE = "a result from before the key was deleted was found"
 
@@ -56,7 +56,7 @@ def owner_of(header):
 
 
 def header_after(header, state, owner=0):
-    """The next version, in this state."""
+    """Return the header with the next version, in this state."""
     return (header // 32 + 1) * 32 + owner * 4 + state
 
 
@@ -64,9 +64,9 @@ def header_after(header, state, owner=0):
 
 
 def ask(m, me, key, needs=None, fails=False, timeouts=0):
-    """get_or_compute(key), whose computation may need another key, or may fail. timeouts: how many
-    waits may end by their timeout, which happens at any moment."""
-    yield store(m.waits[me], 1)  # an earlier use of the context has left a number there
+    """Play get_or_compute(key), whose computation may need another key, or may fail. timeouts: how
+    many waits may end by their timeout, which happens at any moment."""
+    yield store(m.waits[me], 1)  # what an earlier use of the context has left there
     yield from get_or_compute(m, me, key, needs, fails, timeouts)
     yield store(m.ended[me], 1)
 
@@ -111,7 +111,7 @@ def compute(m, me, key, needs):
 
 
 def look(m, key):
-    """A lookup: the value plus one, or 0 if the key is absent."""
+    """Look the key up; return the value plus one, or 0 if the key is absent."""
     while True:
         header = yield load(m.header[key])
         if state_of(header) == NONE:
@@ -139,8 +139,8 @@ def count(word):
 
 
 def claim(m, me, key, timeouts):
-    """Claim the key, and return the header of the claim. 0: the key has a value. None: compute
-    without a claim."""
+    """Claim the key, and return the header of the claim; 0 if the key has a value, None if the
+    value is to be computed without a claim."""
     while True:
         header = yield load(m.header[key])
         if header % 32 == NONE:
@@ -180,7 +180,7 @@ def blank_insert(m, me, key, header):
 
 
 def claim_take(m, me, key, header):
-    """LIVE -> LOCKED: the header, or 0."""
+    """Change LIVE to LOCKED; return the header, or 0."""
     held = header_after(header, LOCKED, me)
     early = m.does("a context clears what it waited for before it claims")
     if early:

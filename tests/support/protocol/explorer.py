@@ -44,8 +44,8 @@ from support.protocol.segment_model import owner_of, taken
 
 # A death before a load leaves the same memory as a death before the next access of these kinds.
 DEADLY = WRITING | {WAIT, AWAIT}
-GONE = -1  # the place of a dead program
-SOLO_STEPS_MAX = 400  # a lookup that runs alone takes far fewer
+GONE = -1  # the place that stands for death
+SOLO_STEPS_MAX = 400  # far more than a lookup takes that runs alone
 
 
 class Explorer:
@@ -66,14 +66,14 @@ class Explorer:
         self.stored = {}
         self.readers_that_end = set()
         self.came_from = {}
-        self.ends = set()  # the memories in which no program can move
+        self.ends = set()  # memories in which no program could move
 
     # ---- memory ----
 
     def remember(self, memory):
-        """The number of a memory; its abstract map is computed once."""
+        """Return the number of a memory; its abstract map is computed once."""
         if memory not in self.numbers:
-            self.views.append(self.oracle.view(memory))  # or a Violation
+            self.views.append(self.oracle.view(memory))  # the view, or a Violation
             self.numbers[memory] = len(self.memories)
             self.memories.append(memory)
         return self.numbers[memory]
@@ -92,7 +92,7 @@ class Explorer:
         return self.programs[program].mortal and places.count(GONE) < self.scene.deaths
 
     def allowed(self, program, number, places):
-        """Whether a program can take its next step."""
+        """Return whether a program can take its next step."""
         kind, address, value, subjects = self.automata[program].actions[places[program]]
         memory = self.memories[number]
         if kind == LOCK:
@@ -110,12 +110,12 @@ class Explorer:
         return True
 
     def owns(self, memory, program):
-        """Whether a context is in the name of the program's process."""
+        """Return whether a context is in the name of the program's process."""
         contexts = range(program.runs_as, program.runs_as + program.contexts)
         return any(memory[self.segment.of(context, "owner")] for context in contexts)
 
     def access(self, program, number, action):
-        """Perform one access: the number of the memory after it, and the answer."""
+        """Perform one access; return the number of the memory after it, and the answer."""
         kind, address, value, desired = action
         memory = self.memories[number]
         if kind == SEIZE:
@@ -169,7 +169,8 @@ class Explorer:
         return self.write(number, address, holders & ~(1 << program)), None
 
     def move(self, state, program, log=None):
-        """The state after one step of a program and the OWN and PUT accesses that follow it."""
+        """Return the state after one step of a program and the OWN and PUT accesses that follow
+        it."""
         number, places, seen = state
         automaton = self.automata[program]
         place = places[program]
@@ -222,7 +223,7 @@ class Explorer:
                 raise Violation(f"two at once: another program uses {name}, too (C1)")
 
     def die(self, state, program):
-        """The state after the death of a program: the kernel releases its locks, no more."""
+        """Return the state after the death of a program: the kernel releases its locks, no more."""
         number, places, seen = state
         for address in self.segment.kernel_lock:
             if self.memories[number][address] == program + 1:
@@ -239,7 +240,7 @@ class Explorer:
     # ---- all steps ----
 
     def movers(self, state):
-        """(program, dies) of each step to explore from a state."""
+        """Yield (program, dies) for each step to explore from a state."""
         number, places, _ = state
         standing = [
             (program, self.automata[program].actions[place])
@@ -265,7 +266,7 @@ class Explorer:
         return self.move(state, program, log)
 
     def run(self, states_max=10_000_000):
-        """Visit every state. Violation, with its trace, if one breaks a promise."""
+        """Visit every state; raise a Violation, with its trace, if one breaks a promise."""
         state = self.first_state()
         self.came_from[state] = None
         frontier = [state]
@@ -361,7 +362,7 @@ class Explorer:
                     raise Violation(f"{waiter.name} sleeps although its condition holds")
 
     def path(self, state, last):
-        """The steps from the first state to this one, and the last step."""
+        """Return the steps from the first state to this one, and the last step."""
         steps = [] if last is None else [(state, last)]
         while self.came_from[state] is not None:
             state, mover = self.came_from[state]
@@ -370,7 +371,7 @@ class Explorer:
 
 
 def writes_over(action, word):
-    """Whether an access would change the word, if this is its value."""
+    """Return whether an access would change the word, if this is its value."""
     kind, _, expected, _ = action
     if kind in (LOCK, TRY):
         return owner_of(word) == 0

@@ -23,7 +23,7 @@ PIN_OF_PARENT, PIN_OF_CHILD = range(PINS)
 
 
 def pins_find(m):
-    """Whether any pin names the object."""
+    """Return whether any pin names the object."""
     for at in range(PINS):
         ref = yield load(m.pin_ref[at])
         if ref == REF:

@@ -314,7 +314,7 @@ def go_out(m, me, unit):
 def set_flag(m, _me, clears=False):
     """Set the flag, and clear it at once if clears is true."""
     waits = yield load(m.shares[1])
-    yield store(m.told, waits)  # context 1 waits since before: it must learn of this
+    yield store(m.told, waits)  # context 1 has waited since before, and must learn of this
     word = yield load(m.flag)
     raised = 2 if m.keeps("setting an event raises its generation") else 0
     yield cas(m.flag, word, word + raised | FLAG_SET)
@@ -385,7 +385,7 @@ def check_cell(m, memory, sleeps, dead):
         held = sum(
             memory[m.shares[me]]
             for me in range(1, m.contexts + 1)
-            if memory[m.of(me, "owner")]  # else it is recovered
+            if memory[m.of(me, "owner")]  # otherwise it is recovered
         )
         if free + held != m.permits_at_first:
             raise Violation("permits are lost or made (C1)")

@@ -67,8 +67,8 @@ def sections_abandon(m, changes, members):
 
 
 def journal_end(m, me, changes, members):
-    """Commit all members and end their sections: OK; ABSENT if a key was deleted since it was
-    locked: then nothing is stored, and the other sections are as before."""
+    """Commit all members and end their sections; return OK. Return ABSENT if a key was deleted
+    since it was locked: then nothing is stored, and the other sections are as before."""
     order = in_order(changes)
     lead = me + order[-1]
     late = not m.keeps("a journal is committed after its redo buffers are filled")
@@ -152,7 +152,8 @@ def member_apply(m, me, key, value, held, lead):
 
 
 def member_committed(m, me):
-    """Whether the context is a member of a committed journal: the word of its lead says so."""
+    """Return whether the context is a member of a committed journal, which the word of its lead
+    says."""
     word = yield own(m.of(me, "target"))
     lead = word >> 4 & 15
     if not lead:

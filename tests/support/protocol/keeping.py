@@ -40,7 +40,7 @@ def state_of(header):
 
 
 def get_often(m, me, times):
-    """get() of a handle that keeps the values that it finds."""
+    """Play get() of a handle that keeps the values that it finds."""
     kept_header = kept_value = kept_count = 0
     for _ in range(times):
         asked = yield load(m.acknowledged)

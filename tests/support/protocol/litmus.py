@@ -47,17 +47,17 @@ def store(word, value, order=RELAXED, needs=()):
 
 
 def fence(order):
-    """A C11 fence; for RELAXED no fence."""
+    """Return a C11 fence; for RELAXED there is no fence."""
     return [Instruction("fence", order=order)] if order != RELAXED else []
 
 
 def membarrier():
-    """The system call: a full fence here, and one somewhere in every running thread."""
+    """Return the system call: a full fence here, and one somewhere in every running thread."""
     return [Instruction("membarrier", order=FULL)]
 
 
 def cas(word, expected, desired, acquire=RELAXED, release=RELAXED):
-    """A compare-and-swap that succeeds; executions in which it fails are not explored."""
+    """Return a compare-and-swap that succeeds; executions in which it fails are not explored."""
     register = f"old {word} {desired}"
     return [
         Instruction("load", word, register, order=acquire, expects=expected),
@@ -74,7 +74,7 @@ def unlock(word, order=RELEASE):
 
 
 def ordered(earlier, later, rcsc):
-    """Whether an instruction must be performed before a later one of its thread."""
+    """Return whether an instruction must be performed before a later one of its thread."""
     if "membarrier" in (earlier.kind, later.kind) or FULL in (earlier.order, later.order):
         return True
     if earlier.word and earlier.word == later.word:
@@ -100,7 +100,7 @@ class Litmus:
     rcsc: bool = True  # an acquire stays behind an earlier release: ARMv8's ldar, not ldapr or C11
 
     def reachable(self):
-        """An order of the instructions that leads to the forbidden outcome, or None."""
+        """Return an order of the instructions that leads to the forbidden outcome, or None."""
         before = [
             [
                 frozenset(i for i in range(at) if ordered(thread[i], thread[at], self.rcsc))
@@ -132,7 +132,8 @@ class Litmus:
         return None
 
     def perform(self, instruction, number, memory, registers, done):
-        """(memory, registers) after an instruction, or None if it cannot be performed now."""
+        """Return (memory, registers) after an instruction, or None if it cannot be performed
+        now."""
         word = instruction.word
         if instruction.kind == "load":
             value = memory.get(word, 0)

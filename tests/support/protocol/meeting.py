@@ -16,7 +16,7 @@ class Cell(Words):
 
     def __init__(self, programs, without=()):
         super().__init__(without)
-        self.lock = self._word("lock")  # of a condition; the lock bit of a barrier's word
+        self.lock = self._word("lock")  # the lock of a condition; the lock bit of a barrier's word
         self.tickets = self._word("tickets")
         self.notified = self._word("notifications")
         self.state = self._word("generation, broken, come")
@@ -61,7 +61,7 @@ def condition_wait(m, me, gives_up=False):
 
 
 def condition_leave(m, me):
-    """Whether this waiter had been told."""
+    """Return whether this waiter had been told."""
     seen = yield load(m.word[me])
     if seen == TOLD:
         yield store(m.word[me], NOTHING)

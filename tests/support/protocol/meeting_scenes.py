@@ -108,7 +108,7 @@ class Explorer:
         return kind != AWAIT or self.holds(condition, *subjects, memory, places)
 
     def holds(self, condition, subject, memory, places):
-        """Whether the condition for which a program waits holds."""
+        """Return whether the condition for which a program waits holds."""
         if condition == "awake":
             return memory[self.cell.asleep[subject]] == 0
         if condition == "dead":
@@ -119,7 +119,7 @@ class Explorer:
         return memory[self.cell.tickets] >= subject
 
     def access(self, action, memory):
-        """Perform one access: the memory after it, and the answer."""
+        """Perform one access; return the memory after it, and the answer."""
         kind, address, value, other = action
         after = list(memory)
         answer = None

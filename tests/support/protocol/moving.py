@@ -24,7 +24,7 @@ FREE, LIVE, ULOCK, LOCKED, MOVING = range(5)
 READABLE = (LIVE, ULOCK, LOCKED, MOVING)
 SLOTS = 2
 PARENT, CHILD = 0, 1
-TRIES = 3  # of one search; then a lookup says that it does not know
+TRIES = 3  # attempts of one search; then a lookup says that it does not know
 OK, NONE, THERE, BUSY, UNKNOWN = "ok", "absent", "present", "busy", "unknown"
 
 
@@ -51,15 +51,15 @@ def state_of(word):
 
 
 def follows(m, word, state, owner=0):
-    """The next word of a slot: its version survives a deletion."""
+    """Return the next word of a slot, whose version survives a deletion."""
     if m.does("the version of a slot survives its reuse") or state != LIVE:
         return state, owner, word[2] + 1
     return state, owner, 1
 
 
 def covers(level, at, key):
-    """Whether a bucket of this level holds this key. Level 0: the bucket does not exist; 1: it is
-    not split yet."""
+    """Return whether a bucket of this level holds this key. At level 0 the bucket does not exist,
+    at level 1 it is not split yet."""
     return level == 1 or (level == 2 and key % 2 == at)
 
 
@@ -67,7 +67,8 @@ def covers(level, at, key):
 
 
 def look_up(m, me, key):
-    """What a lookup returns: the value, NONE, or UNKNOWN if the table changed in each of TRIES."""
+    """Return what a lookup returns: the value, NONE, or UNKNOWN if the table changed in each of
+    TRIES."""
     outcome = UNKNOWN
     for _ in range(TRIES):
         if outcome == UNKNOWN:
@@ -76,7 +77,7 @@ def look_up(m, me, key):
 
 
 def search(m, key):
-    """A value, NONE or UNKNOWN; and the slot with its word."""
+    """Return a value, NONE or UNKNOWN; and the slot with its word."""
     count = yield load(m.count)
     at = key % 2 if count == 2 else PARENT
     for _ in range(3):
@@ -319,7 +320,7 @@ def give_back(m, me, at):
 
 
 def close_gap(m, me):
-    """Move the entry of the parent's last slot into its first one, if that is free: what a deletion
+    """Move the entry of the parent's last slot into its first one, if that is free, as a deletion
     from a chain does."""
     yield lock(m.lock[PARENT], me + 1)
     free = yield load(m.word[PARENT][0])

@@ -78,14 +78,14 @@ class Host(Words):
         memory[self.now] += 1
 
     def may_begin_read(self, memory):
-        return memory[self.now] >= MAX_STALE  # before that nothing can be too old
+        return memory[self.now] >= MAX_STALE  # before that moment nothing can be too old
 
     def begin_read(self, memory):
-        """When the read began, and what the host's own writes had replaced by then."""
+        """Return when the read began, and what the host's own writes had replaced by then."""
         return memory[self.now], memory[self.returned]
 
     def look(self, memory, line, began):
-        """Load the entry under a line's epoch; the value, if there is one."""
+        """Load the entry under a line's epoch; return the value, if there is one."""
         entry = memory[self.entry[line[0]]]
         if entry == EMPTY or entry[0] != "value":
             return None
@@ -105,10 +105,10 @@ class Host(Words):
         if made < line[3]:
             raise Violation(ERA)
 
-    # The server.
+    # ---- the server ----
 
     def get(self, memory):
-        """The value, with the number of connections that had been made when it was read."""
+        """Return the value, with the number of connections that had been made when it was read."""
         return "value", memory[self.version], memory[self.made]
 
     def set(self, memory):
@@ -149,7 +149,7 @@ class Host(Words):
             if self.strict and memory[self.asked[at]] == 1:
                 memory[self.asked[at]] = 2  # executed in a later cycle than it was sent in
 
-    # The connection of a tracker.
+    # ---- the connection of a tracker ----
 
     def subscribe(self, memory, at):
         """Connect, and ask the server to tell of changes; return the number of this connection."""
@@ -178,7 +178,7 @@ class Host(Words):
         memory[self.stream[at]] = tuple(others) or 0
         return first
 
-    # Locked sections on the line, and on that of the office.
+    # ---- locked sections on the line, and on that of the office ----
 
     def take_office(self, memory):
         memory[self.turn] += 1
@@ -234,7 +234,8 @@ def fetcher(m, me, reads=1):
 
 
 def reader(m, me, fetches=False):
-    """get(): a hit, or a miss, which ends the program. fetches: it fetches the key once before."""
+    """Play get(): a hit, or a miss, which ends the program. fetches: it fetches the key once
+    before."""
     if fetches:
         yield from fetch(m, me, 0)
     began = yield act("begin_read")
@@ -280,7 +281,7 @@ def fetch(m, me, number):
 
 
 def host_writer(m, me):
-    """set(): write at the server, then remove the key here, then return."""
+    """Play set(): write at the server, then remove the key here, then return."""
     version = yield act("set")
     word = yield load(m.line)
     place = m.entry[line_of(word)[0]]
@@ -377,7 +378,7 @@ def proof(m, sent, previous):
 
 
 def forget(m):
-    """changed() of the sink."""
+    """Play changed() of the sink."""
     word = yield load(m.line)
     place = m.entry[line_of(word)[0]]
     if not m.does("a change ends claims, too"):
@@ -396,7 +397,7 @@ def clock(m, me, ticks=1):
 
 
 def writer(m, me, writes=1):
-    """A client of another host."""
+    """Play a client of another host, which writes the key."""
     for _ in range(writes):
         yield act("set")
 
@@ -406,13 +407,13 @@ def flusher(m, me):
 
 
 def answering(m, me, at=0):
-    """The server executes questions."""
+    """Let the server execute questions."""
     while True:
         yield act("answer", at)
 
 
 def cycling(m, me):
-    """The server has executed all commands of a cycle."""
+    """Let the server execute all commands of a cycle."""
     while True:
         yield act("end_cycle")
 

@@ -43,7 +43,8 @@ class Births(Entries):
 
 
 def ask(m, me, hangs=False):
-    """get_or_compute(). hangs: the computation never ends, but the program says that it began."""
+    """Play get_or_compute(). hangs: the computation never ends, but the program says that it
+    began."""
     asked = yield load(m.acknowledged)
     while True:
         found = yield from look(m)
@@ -67,7 +68,7 @@ def ask(m, me, hangs=False):
 
 
 def read(m, me):
-    """get()."""
+    """Play get()."""
     asked = yield load(m.acknowledged)
     found = yield from look(m)
     if found:
@@ -88,7 +89,7 @@ def compute(m, me):
 
 
 def look(m):
-    """A lookup: the value, or 0 if the key is absent or outdated."""
+    """Look the key up; return the value, or 0 if the key is absent or outdated."""
     while True:
         header = yield load(m.header[0])
         if state_of(header) == NONE:
@@ -109,7 +110,7 @@ def look(m):
 
 
 def claim(m, me, birth):
-    """Claim the key, and return the header of the claim. 0: look again."""
+    """Claim the key, and return the header of the claim, or 0 to look again."""
     header = yield load(m.header[0])
     if state_of(header) == UPD or (state_of(header) == NONE and owner_of(header)):
         yield awaits("changed", (m.header[0], header))
@@ -234,7 +235,7 @@ def raised(word):
 
 
 def then(m, me, before, program, *arguments):
-    """A program that begins when another one has ended."""
+    """Play a program that begins when another one has ended."""
     yield awaits("ended", before)
     yield from program(m, me, *arguments)
 

@@ -21,7 +21,7 @@ from support.protocol.segment_model import (
 
 
 def lookup(m, key):
-    """map_lookup: the value of key, or ABSENT."""
+    """Play map_lookup: return the value of key, or ABSENT."""
     yield begin("lookup", key)
     while True:
         found = yield from map_find(m, key)
@@ -34,7 +34,7 @@ def lookup(m, key):
 
 
 def contains(m, key):
-    """map_contains: whether key is there."""
+    """Play map_contains: return whether the key is there."""
     yield begin("contains", key)
     while True:
         found = yield from map_find(m, key)
@@ -47,13 +47,13 @@ def contains(m, key):
 
 
 def map_find(m, key):
-    """What was found; ABSENT is validated, and RETRY means that the levels lead nowhere."""
+    """Return what was found; ABSENT is validated, and RETRY means that the levels lead nowhere."""
     found, _, _ = yield from find_once(m, key)
     return found
 
 
 def find_once(m, key):
-    """As map_find, and for a miss the bucket and its header as first loaded."""
+    """Return what map_find returns, and for a miss the bucket and its header as first loaded."""
     count = yield load(m.table)
     at = table_guess(count >> PAYLOAD_SHIFT, m.hashes[key])
     while True:
@@ -82,13 +82,14 @@ def bucket_find(m, at, key):
 
 
 def table_guess(count, key_hash):
-    """The bucket to which a hash belongs according to the number in the table word."""
+    """Return the bucket to which a hash belongs according to the number in the table word."""
     mask = (1 << (count - 1).bit_length()) - 1
     return key_hash & mask if key_hash & mask < count else key_hash & mask >> 1
 
 
 def table_follow(m, at, level, key_hash):
-    """The bucket to search after one of this level (plus one) that does not have the hash."""
+    """Return the bucket to search after one of this level (plus one) that does not have the
+    hash."""
     if level == 0:
         return parent_of(at) if at else None
     difference = (key_hash ^ at) & ((1 << (level - 1)) - 1)
@@ -97,12 +98,12 @@ def table_follow(m, at, level, key_hash):
 
 
 def parent_of(at):
-    """The bucket that this one was split from: without its highest bit."""
+    """Return the bucket that this one was split from, whose number lacks the highest bit."""
     return at ^ 1 << at.bit_length() - 1
 
 
 def table_find(m, key_hash):
-    """The index of the bucket that has a hash; None if the levels lead nowhere."""
+    """Return the index of the bucket that has a hash, or None if the levels lead nowhere."""
     count = yield load(m.table)
     at = table_guess(count >> PAYLOAD_SHIFT, key_hash)
     while at is not None:
@@ -114,13 +115,14 @@ def table_find(m, key_hash):
 
 
 def chain_next(m, line, look):
-    """The line behind this one, or None."""
+    """Return the line behind this one, or None."""
     link = yield look(m.index(line, m.link_slot))
     return m.line[link - LINK_BASE] if link >= LINK_BASE else None
 
 
 def chain_moved(m, line, link, look):
-    """Whether the last slot of a line was this link before the search, and has changed since."""
+    """Return whether the last slot of a line was this link before the search, and has changed
+    since."""
     if link < LINK_BASE or not m.keeps("a reader loads a link a second time"):
         return False
     again = yield look(m.index(line, m.link_slot))
@@ -128,9 +130,11 @@ def chain_moved(m, line, link, look):
 
 
 def chain_find(m, bucket, key, look):
-    """(element, header, line, slot), ABSENT, or RETRY if a slot changed during the search.
+    """Return (element, header, line, slot), ABSENT, or RETRY if a slot changed during the
+    search.
 
-    look is load, or own for a caller that holds the bucket, so that no other can change its slots.
+    look is load, or own for a caller that holds the bucket, so that no other can change its
+    slots.
     """
     line = bucket
     while line is not None:
@@ -153,7 +157,8 @@ def chain_find(m, bucket, key, look):
 
 
 def matching_slots(m, line, key, look):
-    """match7: a bit for each slot whose tag is the key's hash; tags are loaded one by one."""
+    """Play match7: return a bit for each slot whose tag is the key's hash; tags are loaded one by
+    one."""
     slots = 0
     for slot in range(m.slots):
         tag = yield look(m.tag(line, slot))
@@ -163,7 +168,7 @@ def matching_slots(m, line, key, look):
 
 
 def slot_find(m, line, slot, key, look):
-    """The entry that a slot names, if it is key's."""
+    """Return the entry that a slot names, if it is key's."""
     index = yield look(m.index(line, slot))
     if index == 0 or index >= LINK_BASE:
         return ABSENT
@@ -182,7 +187,7 @@ def slot_find(m, line, slot, key, look):
 
 
 def element_read(m, found):
-    """The value of what was found, or RETRY if the element changed since."""
+    """Return the value of what was found, or RETRY if the element changed since."""
     index, header, _, _ = found
     redo = state_of(header) == UPD and m.keeps("readers of UPD copy the redo buffer")
     words = ()
@@ -199,7 +204,7 @@ def element_read(m, found):
 
 
 def element_still(m, found):
-    """What was found, or RETRY if its header has changed."""
+    """Return what was found, or RETRY if its header has changed."""
     index, header, _, _ = found
     again = yield load(m.element[index])
     return found if again == header else RETRY
