@@ -25,12 +25,13 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerr
 
 from machine.atomics cimport (
     add_relaxed_u64, cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely,
-    load_relaxed_u64, load_acquire_u32, load_acquire_u64, load_relaxed_u32, store_relaxed_u32,
+    load_relaxed_u64, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
     fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
     load_relaxed_u16, store_relaxed_u16,
 )
 from machine.gil cimport (
-    FREE_THREADED, ONE_LESS, count_add, count_of, state_install, state_lock, state_unlock,
+    FREE_THREADED, ONE_LESS, count_add, count_of, flag_load, flag_store, state_install, state_lock,
+    state_unlock,
 )
 from machine.system cimport (
     close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,

@@ -84,6 +84,20 @@ static inline uint64_t shm_count_of(const uint64_t *count)
     return __atomic_load_n(count, __ATOMIC_SEQ_CST);
 }
 
+/* A flag that another thread may change at any moment. Only these functions access it: of a bare
+ * field in `a.b and c` Cython makes two loads, one for the test and one for the result. If the flag
+ * is set between the two, the whole expression is true, whatever c is. Unordered: it is a hint, or
+ * its users have fences of their own. */
+static inline int shm_flag_load(const int *flag)
+{
+    return __atomic_load_n(flag, __ATOMIC_RELAXED);
+}
+
+static inline void shm_flag_store(int *flag, int value)
+{
+    __atomic_store_n(flag, value, __ATOMIC_RELAXED);
+}
+
 #else
 #define SHM_FREE_THREADED 0
 
@@ -112,6 +126,16 @@ static inline uint64_t shm_count_add(uint64_t *count, uint64_t more)
 static inline uint64_t shm_count_of(const uint64_t *count)
 {
     return *count;
+}
+
+static inline int shm_flag_load(const int *flag)
+{
+    return *flag;
+}
+
+static inline void shm_flag_store(int *flag, int value)
+{
+    *flag = value;
 }
 #endif
 

@@ -9,6 +9,8 @@ cdef extern from "machine/gil.h" nogil:
     int state_install "shm_state_install" () noexcept
     uint64_t count_add "shm_count_add" (uint64_t *count, uint64_t more) noexcept
     uint64_t count_of "shm_count_of" (const uint64_t *count) noexcept
+    bint flag_load "shm_flag_load" (const bint *flag) noexcept
+    void flag_store "shm_flag_store" (bint *flag, bint value) noexcept
 
 cdef enum:
     ONE_LESS = 0xFFFFFFFFFFFFFFFFULL           # for count_add

@@ -283,7 +283,7 @@ cdef class CellCore:
         cdef Op use
         if unlikely(self.private_place != 0) and private_drop(&self.private_place):
             begin_use(self.handle, &use)       # so it keeps its slot, which the cell names
-            if not self.handle.is_closed:
+            if not is_closed(self.handle):
                 self._leave_cell()
             end_use(self.handle)
 
@@ -309,7 +309,7 @@ cdef class CellCore:
         """Others may get to know of it: its cell stays. It is so for every thread that returns."""
         cdef Op use
         begin_use(self.handle, &use)
-        if self.handle.is_closed:              # perhaps it has no slot any more
+        if is_closed(self.handle):             # perhaps it has no slot any more
             private_drop(&self.private_place)
         else:
             private_share(&self.cell.keeper, &self.private_place)
@@ -324,7 +324,7 @@ cdef class CellCore:
 cdef int begin_with_context(MapHandle handle, Op *op) except -1:
     """Take an idle context of this process, or claim one."""
     cdef uint64_t taken
-    if unlikely(handle.is_closed):
+    if unlikely(is_closed(handle)):
         refuse_closed(handle)
     taken = local_take_u64(&handle.map.local.idle_context)
     if unlikely(taken == 0):
@@ -350,7 +350,7 @@ cdef refuse_closed(MapHandle handle):
 cdef int begin_use_of_space(MapHandle handle, Op *op) except -1:
     """begin_use, or MapClosed: also if another thread closes the space just now."""
     begin_use(handle, op)
-    if unlikely(handle.is_closed):
+    if unlikely(is_closed(handle)):
         end_use(handle)
         refuse_closed(handle)
     return 0
@@ -408,6 +408,6 @@ cdef int stopped_in_a_step(what) except -1:
 cdef int between_slices(MapHandle handle, int64_t until_ns) except -1:
     """Between two slices of a wait: handle signals. Returns whether the wait goes on."""
     PyErr_CheckSignals()
-    if unlikely(handle.is_closed):
+    if unlikely(is_closed(handle)):
         refuse_closed(handle)
     return until_ns < 0 or clock_ns(CLOCK_MONOTONIC) < until_ns

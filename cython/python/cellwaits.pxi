@@ -85,7 +85,7 @@ cdef class CellWait:
 
     cdef int _expect_parent(self) except -1:
         """Refuse to wait in a child of fork, whose loop is its parent's."""
-        if unlikely(self.core.handle.is_closed):
+        if unlikely(is_closed(self.core.handle)):
             refuse_closed(self.core.handle)
         if self.op.generation != process_generation:
             raise RuntimeError("a child of fork cannot go on with its parent's event loop")
@@ -102,7 +102,7 @@ cdef class CellWait:
 
     def changed(self):
         """Whether the task has to look again."""
-        return bool(self.core.handle.is_closed or ear_word_moved(&self.ear_word) or self._is_due())
+        return bool(is_closed(self.core.handle) or ear_word_moved(&self.ear_word) or self._is_due())
 
     cdef bint look_in_turns(self, int64_t until) except -1:
         """For a greenlet: look until that is true, or CLOCK_MONOTONIC reads until (negative:

@@ -30,7 +30,7 @@ cdef list spaces_of_look(MapHandle own):
     cdef MapHandle handle
     found = [own]
     for handle in open_spaces():               # at most as many as the process has open
-        if len(found) < SPACES_MAX and not handle.is_closed and handle.map.base != NULL and all(
+        if len(found) < SPACES_MAX and not is_closed(handle) and handle.map.base != NULL and all(
                 attachment_key(handle)[:2] != attachment_key(known)[:2] for known in found):
             found.append(handle)
     return found
@@ -66,7 +66,7 @@ cdef int look_for_circle(CellCore core, uint64_t how, uint64_t thread, int64_t b
             spaces.maps[spaces.count] = &handle.map
             spaces.count += 1
             # Another thread may have closed it just before; this wait's own is in use already.
-            if handle.is_closed and handle is not core.handle:
+            if is_closed(handle) and handle is not core.handle:
                 end_use(handles.pop())
                 spaces.count -= 1
         mine.space = 0

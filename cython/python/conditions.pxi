@@ -143,7 +143,7 @@ cdef class ConditionCore(CellCore):
         """Tell up to n waiters. The caller has the condition's lock."""
         cdef Op op
         cdef uint64_t told
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         if load_relaxed_u64(&self.cell.limit) == load_relaxed_u64(&self.cell.grants):
             return 0

@@ -210,7 +210,7 @@ cdef inline bint overwrite_quickly(DictHandle owner, object key, object thing) n
     """Store an int or a float under a present key, as change_quickly does, if the last store found
     its key, too. False: nothing was done."""
     cdef uint64_t number
-    if unlikely(not owner.changes_quickly or not owner.handle.overwrites
+    if unlikely(not owner.changes_quickly or not overwrites(owner.handle)
                 or not number_quickly(owner, thing, &number)):
         return False
     return change_quickly(owner, key, number, NULL, NULL)

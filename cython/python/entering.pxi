@@ -59,7 +59,7 @@ cdef inline void detach_if_idle(MapHandle handle) noexcept:
     Of the operations under way at a fork, those of the forking thread return in the child and
     those of other threads do not; the handle cannot tell the two apart. So while it has
     inherited operations the mapping stays, but slot and contexts are given back."""
-    if unlikely(handle.is_closed and count_of(&handle.views) == 0
+    if unlikely(is_closed(handle) and count_of(&handle.views) == 0
                 and count_of(&handle.in_flight) == 0):
         if handle.attachment == NULL:
             return
@@ -93,7 +93,7 @@ cdef inline uint64_t context_lent(MapHandle handle) noexcept:
     if unlikely(is_of_parent(handle)):
         return 0
     count_add(&handle.in_flight, 1)
-    if likely(not handle.is_closed):
+    if likely(not is_closed(handle)):
         lent = local_take_u64(&handle.map.local.idle_context)
         if likely(lent != 0):
             return lent
@@ -148,8 +148,8 @@ cdef inline void note_write(MapHandle handle, Op *op, uint64_t lent) noexcept:
     context_returned(handle, lent)
 
 
-cdef inline void note_overwriting(MapHandle handle, bint overwrites) noexcept:
-    store_relaxed_u32(<uint32_t *> &handle.overwrites, overwrites)
+cdef inline void note_overwriting(MapHandle handle, bint found_key) noexcept:
+    flag_store(&handle.overwrites_flag, found_key)
 
 
 cdef uint64_t enter_counted(MapHandle handle, Op *op) except 0:
@@ -172,7 +172,7 @@ cdef inline int enter(MapHandle handle, Op *op) except -1:
     if FREE_THREADED:
         taken = enter_counted(handle, op)
     else:
-        if unlikely(handle.is_closed):
+        if unlikely(is_closed(handle)):
             expect_open(handle)
         taken = local_take_u64(&handle.map.local.idle_context)
         if unlikely(taken == 0):
@@ -282,7 +282,7 @@ cdef inline int enter_to_modify(MapHandle handle, Op *op) except -1:
 cdef int begin_looking(MapHandle handle, Op *op) except -1:
     """Keep the mapping and the descriptor until end_use(), for a look that needs no context."""
     begin_use(handle, op)                      # first, so that close() sees it
-    if handle.is_closed:
+    if is_closed(handle):
         end_use(handle)
         expect_open(handle)
     return 0
@@ -314,7 +314,7 @@ cdef int enter_to_look(MapHandle handle, Op *op) except -1:
     op.wait_seen = 0
     op.starving = 0
     begin_use(handle, op)
-    if FREE_THREADED and handle.is_closed:     # since it was asked above
+    if FREE_THREADED and is_closed(handle):     # since it was asked above
         end_use(handle)
         expect_open(handle)
     return 0

@@ -36,7 +36,7 @@ cdef enum:                     # the places of the counts in CacheCounts, in wor
 cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:
     """Add to a count of this process."""
     cdef uint64_t *word
-    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
+    if not is_closed(handle) and not handle.map.read_only and handle.map.local.registered:
         word = <uint64_t *> counts_of(&handle.map) + what
         if FREE_THREADED:
             add_relaxed_u64(word, more)

@@ -195,7 +195,7 @@ cdef object recover_dead(MapHandle handle):
         return 0
     begin_use(handle, &op)                     # first, so that close() sees it
     try:
-        if handle.is_closed:
+        if is_closed(handle):
             return 0
         expect_registered(handle)              # a child of fork may have no slot yet
         with nogil:

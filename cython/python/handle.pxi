@@ -28,12 +28,12 @@ cdef class MapHandle:
     cdef Standing *standing        # the attachment's
     cdef bint is_user              # counted in attachment.users
     cdef readonly str name
-    cdef bint is_closed
+    cdef bint closed_flag          # see is_closed
     cdef bint is_retired           # see attachment_retire
     cdef readonly bint write_only
     cdef Reads reads
     cdef bint writes_oddly         # it may not write, is a space's, or membarrier is refused
-    cdef bint overwrites           # the last update found its key: the next tries store_word
+    cdef bint overwrites_flag      # see overwrites
     cdef Recycler recycler
     cdef Recycler numbers          # the ints that were returned last
     cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
@@ -52,7 +52,7 @@ cdef class MapHandle:
     def __cinit__(self, *_ignored, **_named):
         recycler_begin(&self.recycler)
         recycler_begin(&self.numbers)
-        self.is_closed = True
+        flag_store(&self.closed_flag, True)
         self.map.fd = -1
 
     def __dealloc__(self):
@@ -61,8 +61,18 @@ cdef class MapHandle:
         recycler_end(&self.numbers)
 
 
+cdef inline bint is_closed(MapHandle handle) noexcept:
+    """Whether close() was called, or the handle was never opened."""
+    return flag_load(&handle.closed_flag)
+
+
+cdef inline bint overwrites(MapHandle handle) noexcept:
+    """A hint: the last update found its key, so the next one tries store_word."""
+    return flag_load(&handle.overwrites_flag)
+
+
 cdef int expect_open(MapHandle handle) except -1:
-    if handle.is_closed:
+    if is_closed(handle):
         what = "space" if handle.map.is_space else "map"
         raise _errors.MapClosed(f"{what} {handle.name!r} is closed")
     return 0

@@ -43,12 +43,12 @@ cdef class MutexCore(CellCore):
         cdef uint64_t taken
         cdef bint free = False
         if not FREE_THREADED:
-            if unlikely(self.handle.is_closed):
+            if unlikely(is_closed(self.handle)):
                 return False
             taken = local_take_u64(&self.handle.map.local.idle_context)
             return likely(taken != 0) and self._take_free_in(&op, taken, thread)
         begin_use(self.handle, &op)
-        if not self.handle.is_closed:          # asked after the count, which close() sees
+        if not is_closed(self.handle):         # asked after the count, which close() sees
             taken = local_take_u64(&self.handle.map.local.idle_context)
             free = taken != 0 and self._take_free_in(&op, taken, thread)
         end_waiting(self.handle, &op)
@@ -85,7 +85,7 @@ cdef class MutexCore(CellCore):
         cdef uint64_t how = 0
         cdef int64_t look_at
         cdef bint taken = False
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         self._expect_no_deadlock(limit, caller_number())
         if others_can_run():
@@ -264,7 +264,7 @@ cdef class LockWait(CellWait):
         self.lock = lock
         self.number = number
         self.how = task_links(lock, deadline_ns, told)
-        if unlikely(lock.handle.is_closed):
+        if unlikely(is_closed(lock.handle)):
             refuse_closed(lock.handle)
         lock._expect_no_deadlock(deadline_ns, number)
         self.wait.began = clock_ns(CLOCK_MONOTONIC)
@@ -332,7 +332,7 @@ cdef class LockCore(MutexCore):
 
     cdef inline int _leave(self) except -1:
         cdef uint32_t seen
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         seen = load_acquire_u32(&self.cell.state)
         if unlikely(self._mine_in(seen) == NULL):

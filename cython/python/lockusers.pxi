@@ -103,7 +103,7 @@ cdef class ShownWait:
         """Raise DeadlockError if it is time to look, and the wait is in a circle and is the one to
         be told."""
         if self.shown.context != 0 and self.op.generation == process_generation and (
-                not self.core.handle.is_closed):
+                not is_closed(self.core.handle)):
             expect_no_circle(self.core, self.how, waiter_number(), self.began, &self.look_at_ns)
 
     def end(self):

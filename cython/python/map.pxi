@@ -55,7 +55,7 @@ cdef class MapCore(MapHandle):
         self.map.timeout_ns = timeout_ns(timeout)
         examine(self, fd)
         attach(self)
-        self.is_closed = False
+        flag_store(&self.closed_flag, False)
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
         self.writes_oddly = read_only or self.map.is_space or not self.map.use_membarrier
         if self.writes_oddly and not read_only:
@@ -74,8 +74,8 @@ cdef class MapCore(MapHandle):
 
     def close(self):
         """Close the handle. It detaches once other threads' operations and all views have ended."""
-        if not self.is_closed:
-            self.is_closed = True
+        if not is_closed(self):
+            flag_store(&self.closed_flag, True)
             self.reads = READS_NONE
             if FREE_THREADED:
                 fence_seq_cst()                # see count_add
@@ -88,7 +88,7 @@ cdef class MapCore(MapHandle):
     @property
     def closed(self):
         """Whether close() was called."""
-        return bool(self.is_closed)
+        return bool(is_closed(self))
 
     @property
     def key_size(self):

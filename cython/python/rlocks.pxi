@@ -32,7 +32,7 @@ cdef class RLockCore(MutexCore):
         cdef Context *mine
         if likely(self._take_free(caller_number())):
             return True
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         mine = self._of_this_thread()
         if mine != NULL:
@@ -44,7 +44,7 @@ cdef class RLockCore(MutexCore):
         cdef Context *mine
         cdef uint32_t seen
         cdef uint64_t depth
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         seen = load_acquire_u32(&self.cell.state)
         mine = self._of_this_thread_in(seen)

@@ -20,7 +20,7 @@ cdef class SharesCore(CellCore):
     cdef int _begin(self, Op *op) except -1:
         """Find or take the context that has this process's shares of the cell."""
         cdef uint32_t *share
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         op.map = &self.handle.map
         op.context = NULL
@@ -285,7 +285,7 @@ cdef class EventCore(CellCore):
 
         Raises MapClosed.
         """
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         return flag_is_set(self.cell)
 
@@ -294,7 +294,7 @@ cdef class EventCore(CellCore):
 
         Raises MapClosed.
         """
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         flag_set(&self.handle.map, self.cell)
         tell_own_loop(self)
@@ -304,7 +304,7 @@ cdef class EventCore(CellCore):
 
         Raises MapClosed.
         """
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         flag_clear(self.cell)
 
@@ -321,7 +321,7 @@ cdef class EventCore(CellCore):
         cdef int64_t until
         cdef int64_t slice_end
         cdef bint came
-        if unlikely(self.handle.is_closed):
+        if unlikely(is_closed(self.handle)):
             refuse_closed(self.handle)
         if flag_is_set(self.cell):
             return True

@@ -53,7 +53,7 @@ cdef int resume(MapHandle handle, Op *op) except -1:
     finally:
         if not renew(handle, op) and op.context != NULL:
             op_begin(op)
-    if handle.is_closed:
+    if is_closed(handle):
         raise _errors.MapClosed(f"map {handle.name!r} was closed while an operation waited")
     return 0
 

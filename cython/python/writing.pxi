@@ -109,7 +109,7 @@ cdef inline Status update_entered(
 
 cdef inline Status update_value(
         MapHandle handle, object key, object value, uint32_t flag) except? RETRY:
-    if handle.overwrites and handle.reads == READS_WORDS and likely(
+    if overwrites(handle) and handle.reads == READS_WORDS and likely(
             flag != UPDATE_NOEXIST and is_word(key) and is_word(value)
             ) and likely(store_word(handle, key, value)):
         return OK

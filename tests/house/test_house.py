@@ -232,9 +232,40 @@ def test_core_functions_neither_raise_nor_need_the_gil(path):
     assert not wrong
 
 
+# Fields that no other thread changes while one reads them: they belong to one operation or call,
+# are set before threads can share the object, or are changed in a critical section of the object,
+# or under the listener's mutex or the state lock.
+SETTLED_FIELDS = {
+    *("f_lock", "element_filled", "empty", "is_long", "strict", "swapped"),
+    *("is_space", "read_only", "use_membarrier", "words_only", "writes_oddly"),
+    *("ahead", "changes_quickly", "finds_kept", "keeps", "plain", "quick", "undo"),
+    *("with_key", "with_value"),
+    *("changed", "has_come", "has_waited", "is_there", "removing", "stays"),
+    *("has_thread", "is_user", "look_at_all", "naps", "stopping"),
+    "free_data",  # of Cython's own memory views
+}
+
+
+def fields_loaded_twice(code):
+    """Yield the fields that the C code of an `and` or `or` loads for the test and for the result.
+
+    Of `a.b and c` Cython makes `if (a->b) {} else { result = a->b; }`.
+    """
+    pattern = (
+        r"if \([^\n]*\) \{\s*\} else \{\s*"
+        r"__pyx_t_\d+ = ([^\n]*);\s*goto __pyx_L\d+_bool_binop_done;"
+    )
+    for operand in re.findall(pattern, code):
+        if field := re.search(r"(?:->|\.)(\w+)\)*$", operand):
+            yield field[1]
+
+
 @pytest.mark.thorough
 def test_compiled_core_never_takes_the_gil(tmp_path):
-    """Their C code neither takes the GIL nor raises, and Cython hints at neither."""
+    """Their C code neither takes the GIL nor raises, and Cython hints at neither.
+
+    Without a GIL, another thread could change a field between the two loads of an `and`.
+    """
     output = tmp_path / "_core.c"
     command = [sys.executable, "-m", "cython", "-I", ROOT / "cython", "-o", output]
     command += ["--module-name", "shmrhash._core", ROOT / "cython" / "_core.pyx"]
@@ -244,9 +275,11 @@ def test_compiled_core_never_takes_the_gil(tmp_path):
     hints = [line for line in done.stderr.splitlines() if "performance hint" in line]
     assert not hints
 
+    code = output.read_text()
+    assert set(fields_loaded_twice(code)) == SETTLED_FIELDS
+
     wrong = []
     core_functions = 0
-    code = output.read_text()
     layers = "|".join(LAYERS)
     pattern = rf"^static \S.*?\b__pyx_f_\d+(?:{layers})_\d+(\w+)\(.*\) \{{\n"
     for match in re.finditer(pattern, code, re.MULTILINE):
@@ -257,6 +290,16 @@ def test_compiled_core_never_takes_the_gil(tmp_path):
             wrong.append(match[1])
     assert not wrong
     assert core_functions >= sum(1 for path in CORE_PXDS for _ in functions(path))
+
+
+@each_cython_file
+def test_flags_that_threads_share_are_used_by_functions(path):
+    """A field named *_flag is declared, or is an argument of flag_load or flag_store (gil.h)."""
+    _, code = comments_and_code(path)
+    code = re.sub(r"\bflag_(?:load|store)\(&\w+\.\w+_flag\b", "", code)
+    code = re.sub(r"^    cdef bint \w+_flag\b", "", code, flags=re.MULTILINE)
+
+    assert not re.findall(r"[.]\w+_flag\b", code)
 
 
 # Names of the kernel and of libraries that comments mention.

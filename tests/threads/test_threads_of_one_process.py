@@ -93,6 +93,30 @@ def test_each_inserted_key_is_taken_once(make_map, steps, seed):
     assert sorted(taken + left) == list(range(THREADS * steps))
 
 
+def test_an_insertion_that_returns_has_stored_its_value(shm_map, steps, seed):
+    """W1: update() with BPF_NOEXIST stores its value or raises KeyExists, while other threads of
+    the handle insert and delete the same key. So each value is taken once; the last may be left."""
+    key = word(0)
+
+    def work(number):
+        choice = random.Random(f"{seed} {number}")
+        stored, taken = [], []
+        for step in range(10 * steps):
+            value = word(number << 32 | step)
+            with contextlib.suppress(shmrhash.KeyExists, shmrhash.KeyNotFound):
+                if choice.random() < 0.5:
+                    shm_map.update(key, value, shmrhash.BPF_NOEXIST)
+                    stored.append(value)
+                else:
+                    taken.append(shm_map.lookup_and_delete(key))
+        return stored, taken
+
+    stored, taken = (list(chain(*each)) for each in zip(*all_together(work), strict=True))
+
+    left = [shm_map[key]] if key in shm_map else []
+    assert sorted(taken + left) == sorted(stored)
+
+
 def test_an_iterator_that_threads_share_delivers_each_entry_once(shm_map, steps):
     """I1: several threads call next(), and each entry goes to one of them."""
     expected = list(range(4 * STEPS))
