@@ -5,6 +5,7 @@ system that only their child sees.
 """
 
 import ctypes
+import gc
 import os
 import random
 import re
@@ -31,6 +32,8 @@ def in_small(tmp_path, monkeypatch):
     monkeypatch.setenv("SHMRHASH_DIR", str(folder))
 
     def run(job, *arguments):
+        # A child inherits the mappings of closed handles that are garbage, and would fill them.
+        gc.collect()
         (result,) = run_together(
             "fork", (creation_jobs.in_private_tmpfs, str(folder), 32 << 20, job, *arguments)
         )
