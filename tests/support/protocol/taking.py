@@ -15,7 +15,7 @@ VALUE, POOR, RICH = range(3)  # the objects; POOR is the run that cannot grow
 FREE, LIVE = 0, 9  # headers; others are the owner's number
 LISTED = 10  # the part of a block's word that says that its object is free
 OK, BUSY, FULL = range(3)
-SLOTS = range(2)
+SLOTS = 2
 
 
 class Objects(Words):
@@ -26,7 +26,9 @@ class Objects(Words):
         contexts = range(programs)
         self.word = [self._word(f"word of the block of {thing}") for thing in range(3)]
         self.header = [self._word(f"header of {thing}") for thing in range(3)]
-        self.named = [[self._word(f"name {slot} of {me}") for slot in SLOTS] for me in contexts]
+        self.named = [
+            [self._word(f"name {slot} of {me}") for slot in range(SLOTS)] for me in contexts
+        ]
         self.asleep = [self._word(f"sleep of {me}") for me in contexts]
         self.ended = [self._word(f"end of {me}") for me in contexts]
 
@@ -36,7 +38,7 @@ def holder_of(word):
 
 
 def take(m, me, slot, thing):
-    """pool_take. FULL: the object is not free."""
+    """Play pool_take. FULL: the object is not free."""
     word = yield load(m.word[thing])
     if word != LISTED:
         return BUSY if holder_of(word) else FULL
@@ -54,7 +56,7 @@ def take(m, me, slot, thing):
 
 
 def object_free(m, me, slot):
-    """Give back what the slot names, if it is this context's, and clear the slot."""
+    """Play object_free: give back what the slot names, if this context owns it; clear the slot."""
     thing = yield load(m.named[me][slot])
     if not thing:
         return OK
@@ -76,7 +78,7 @@ def object_free(m, me, slot):
 
 
 def run_take(m, me, slot):
-    """object_take of a run: of POOR if it is free, else of RICH."""
+    """Play object_take for a run: of POOR if it is free, else of RICH."""
     status = yield from take(m, me, slot, POOR)
     if status == OK:  # it cannot grow
         freed = yield from object_free(m, me, slot)
@@ -89,7 +91,7 @@ def run_take(m, me, slot):
 
 
 def object_make(m, me, slot):
-    """Make a run. If there is no memory, other memory is looked for, and one more attempt made."""
+    """Play object_make for a run: if there is no memory, others are evicted; then once more."""
     named = yield load(m.named[me][slot])
     if named and m.does("what a slot still names is given back before it names another"):
         status = yield from object_free(m, me, slot)
@@ -119,7 +121,7 @@ def insert(m, me):
         if holder_of(word):
             yield awaits("changed", (m.word[POOR], word))
         del word
-    for slot in SLOTS:
+    for slot in range(SLOTS):
         if status == OK:
             thing = yield load(m.named[me][slot])
             yield store(m.header[thing - 1], LIVE)
@@ -144,14 +146,14 @@ def look(m, me):
 
 
 def recover(m, me, dead):
-    """context_recover: settle the words that it held, then give back what it names."""
+    """Play context_recover: settle the words that it held, then give back what it names."""
     yield awaits("dead", dead)
     for thing in range(3):
         word = yield load(m.word[thing])
         if holder_of(word) == dead + 1:
             yield from settle(m, dead, thing, word)
         del word
-    for slot in SLOTS:
+    for slot in range(SLOTS):
         while True:
             status = yield from object_free(m, dead, slot)
             if status == OK:
@@ -166,8 +168,8 @@ def recover(m, me, dead):
 
 
 def settle(m, dead, thing, word):
-    """recover_block_object for each name, and the release of the word."""
-    for slot in SLOTS:
+    """Play recover_block_object for each name, and release the word."""
+    for slot in range(SLOTS):
         named = yield load(m.named[dead][slot])
         if named == thing + 1:
             header = yield load(m.header[thing])
