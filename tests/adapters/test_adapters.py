@@ -174,7 +174,7 @@ def test_a_value_too_large_is_absent_and_so_is_the_old_one(adapter, caplog):
     adapter.set("key", "old")
 
     with caplog.at_level(logging.WARNING, "shmrhash"):
-        adapter.set("key", os.urandom(1 << 18))
+        adapter.set("key", os.urandom(1 << 20))
 
     assert adapter.get("key") is None
     assert "was not cached" in caplog.text
@@ -276,7 +276,7 @@ def test_django_says_which_values_did_not_fit(make):
     cache = make(Django, max_bytes=4 << 20).cache
 
     assert cache.set_many({"small": 1, "large": os.urandom(1 << 20)}) == ["large"]
-    assert not cache.add("large", os.urandom(1 << 18))
+    assert not cache.add("large", os.urandom(1 << 20))
 
 
 def test_django_coroutines_call_straight_through(make):
