@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: freethreading_compatible=True
 """The extension module: Python objects, the GIL and errors on top of the core's .pxd files.
 
 It consists of the parts in python/, in the order below: a part uses names of those before it. First

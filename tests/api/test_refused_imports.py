@@ -54,16 +54,19 @@ def test_importing_in_a_subinterpreter_is_refused_and_the_main_one_goes_on(shm_m
 @pytest.mark.skipif(
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL"
 )
-def test_importing_without_the_gil_leaves_it_off():
-    """With -X gil=0, neither the import nor opening a map loads a module that needs the GIL."""
+def test_importing_leaves_the_gil_off():
+    """The extension declares that it needs no GIL, and neither the import nor a use of a map, a
+    cache or a lock loads a module that needs it. No option keeps the GIL off here."""
     code = (
         "import sys, shmrhash; d = shmrhash.SharedDict(key=int, value=int); d[1] = 2; "
-        "shmrhash.RHashMap.open(d.name).close(); print(sys._is_gil_enabled())"
+        "shmrhash.RHashMap.open(d.name).close(); shmrhash.Cache().set(1, 2); "
+        "shmrhash.Lock().locked(); "
+        "print(sys._is_gil_enabled())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
 
     done = subprocess.run(
-        [sys.executable, "-X", "gil=0", "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         cwd="/",
         env=environment,
         capture_output=True,

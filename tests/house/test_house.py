@@ -334,7 +334,7 @@ def test_names_in_comments_exist(project_files):
     files = {path.name for path in paths}
     parts = {path: comments_and_code(path) for path in paths}
     words = {word for _, code in parts.values() for word in re.findall(r"\w+", code)}
-    words |= FOREIGN_NAMES | {"language_level"}
+    words |= FOREIGN_NAMES | {"language_level", "freethreading_compatible"}
     named = re.compile(r"(?<![\w./-])[a-z]+(?:_[a-z0-9]+)+\b(?![./*-])")
     file_named = re.compile(r"(?<![\w/-])\w+\.(?:pxd|pxi|pyx|h|py)\b")
     wrong = {}
