@@ -22,7 +22,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport ETIMEDOUT, errno
 from libc.stdint cimport INT64_MIN, uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror, strlen
 
 from machine.atomics cimport (
     add_relaxed_u64, cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely,
@@ -35,8 +35,9 @@ from machine.gil cimport (
     state_unlock,
 )
 from machine.system cimport (
-    close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
-    MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE, futex_sleep,
+    close as close_fd, fstat, lstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK,
+    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE,
+    futex_sleep,
 )
 from machine.hashing cimport hash_key, hash_word, KEY_INLINE_MAX, KEY_IS_LONG, key_digest
 from machine.number cimport (
@@ -171,7 +172,7 @@ import sys
 from operator import index as as_index
 from types import GenericAlias
 
-from shmrhash import _errors
+from shmrhash import _errors, _trust
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
@@ -212,6 +213,7 @@ include "python/segments.pxi"
 include "python/handle.pxi"
 include "python/greenlets.pxi"
 include "python/attachment.pxi"
+include "python/rejoining.pxi"
 include "python/entering.pxi"
 include "python/raising.pxi"
 include "python/waiting.pxi"

@@ -34,9 +34,7 @@ from shmrhash._types.schema import (
     Schema,
     expect_geometry,
     make_schema,
-    read_schema,
-    restore_schema,
-    with_ttl,
+    restored,
 )
 from shmrhash._typing import CacheOptions, K, P, V
 from shmrhash._waiting import WaitMethods
@@ -429,8 +427,7 @@ def _attach(
     """Unpickle a cache: open the one of that name, if it still has those types."""
     fresh = cls.__new__(cls)
     try:
-        record = read_schema(handle.schema, handle.name)
-        schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
+        schema = restored(handle, key, value, ttl)
         fresh._start(handle, schema, largest, copy)
     except BaseException:
         handle.close()

@@ -20,7 +20,7 @@ from shmrhash._types.schema import (
     make_schema,
     read_schema,
     restore_schema,
-    with_ttl,
+    restored,
 )
 from shmrhash._typing import CreateOptions, K, OpenOptions, Options, V
 from shmrhash._views import ITEMS, shown
@@ -327,8 +327,7 @@ class SharedDict(
 def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any, ttl: float | None = None) -> _D:
     """Unpickle a dict: open the one of that name, if it still has those types."""
     try:
-        record = read_schema(handle.schema, handle.name)
-        schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
+        schema = restored(handle, key, value, ttl)
     except BaseException:
         handle.close()
         raise

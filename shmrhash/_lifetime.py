@@ -56,17 +56,9 @@ class Handle(Protocol):
     @property
     def _path(self) -> str: ...
     def _identity(self) -> Identity: ...
-    def _leave_name(self) -> None: ...
-    def _forget_lock_descriptor(self) -> None: ...
 
 
-_handles: weakref.WeakKeyDictionary[Handle, None] = weakref.WeakKeyDictionary()
 _ephemeral: dict[Identity, str] = {}  # the ephemeral maps of this process, and their paths
-
-
-def register(handle: Handle) -> None:
-    """Include a new handle in what this process does when it forks and when it ends."""
-    _handles[handle] = None
 
 
 def living(references: Iterable[weakref.ref[_T]]) -> list[_T]:
@@ -107,8 +99,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _fork_lock, _forks_nested
     _core.forget_sections()
-    for handle in living(_handles.keyrefs()):
-        handle._forget_lock_descriptor()
+    _core.locks_after_fork_in_child()
     _core.views_after_fork_in_child(_forks_nested == 1)
     _fork_lock, _forks_nested = threading.RLock(), 0
 
@@ -140,8 +131,7 @@ def _leave_names() -> None:
     """At the end of a process: mark it as ended, not killed, in all its maps, and remove the names
     of its ephemeral maps that no other process holds, even if handles of them are still open here.
     No handle is closed: other threads, and exit functions called after this one, may use them."""
-    for handle in living(_handles.keyrefs()):
-        handle._leave_name()
+    _core.process_leaves()
     for identity, path in list(_ephemeral.items()):
         remove_if_last(identity, path)
 

@@ -98,7 +98,6 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
 
     def __init__(self, *_args: object, owner: int | None = None, **_ignored: object) -> None:
         self._owner = owner  # a user whom this handle trusts; a pickle of the handle keeps it
-        _lifetime.register(self)
 
     @classmethod
     def create(
@@ -175,6 +174,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
                 raise
         finally:
             os.close(kept)
+        handle._note_name()
         _lifetime.remember_name(handle)
         return handle
 
@@ -250,10 +250,29 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
                     f"name"
                 )
             if _segment.wait_for_removal(handle._descriptor(), path):
+                handle._note_name()
                 _lifetime.remember_name(handle)
                 return handle
             handle._detach()
         raise SegmentMissing(f"segment {plain!r} is created and removed again and again")
+
+    @classmethod
+    def _rejoin(
+        cls, plain: str, path: str, timeout: float | None, owner: int | None
+    ) -> RHashMap | None:
+        """A handle for reading and writing that shares what another handle of this process has of
+        the file that path names now; None if there is no such handle."""
+        raw = os.fsencode(path)
+        handle = super().__new__(cls, _core.REJOIN, plain, raw, False, timeout, owner=owner)
+        if handle.closed:
+            return None
+        handle.__init__(owner=owner)  # type: ignore[misc]
+        if handle._is_space != cls._holds_cells:
+            handle._detach()
+            return None
+        if handle.ephemeral:
+            _lifetime.remember_name(handle)
+        return handle
 
     @classmethod
     def open_or_create(
@@ -354,7 +373,6 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         schema: bytes = b"",
     ) -> None:
         found = (self.key_size, self.value_size, self.max_entries)
-        fields, here = list(self._fields()), without_dtypes(self.schema)
         if found != (key_size, value_size, max_entries):
             self.close()
             raise LayoutMismatch(
@@ -362,7 +380,10 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
                 f"{(key_size, value_size, max_entries)}; open() takes it as it is, "
                 f"unlink() removes it"
             )
-        if places is not None and (fields, here) != (places, schema):
+        if places is None:
+            return
+        fields, here = list(self._fields()), without_dtypes(self.schema)
+        if (fields, here) != (places, schema):
             self.close()
             raise LayoutMismatch(
                 f"segment {self.name!r} has special fields (kind, offset) {fields} and schema "
@@ -492,7 +513,9 @@ def _reopen(
     """Unpickle a handle: open the map of that name, if it still has that geometry."""
     read_only, write_only = access
     timeout, owner = options
-    handle = cls._open(name, path, read_only, timeout, owner)
+    handle = None if read_only else cls._rejoin(name, path, timeout, owner)
+    if handle is None:
+        handle = cls._open(name, path, read_only, timeout, owner)
     handle._expect(*expected)
     if write_only:
         handle._forbid_reading()

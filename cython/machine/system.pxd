@@ -7,8 +7,10 @@ cdef extern from "<sys/stat.h>" nogil:
     struct stat_t "stat":
         uint64_t st_dev
         uint64_t st_ino
+        uint32_t st_uid
         off_t st_size
     int fstat(int fd, stat_t *result) noexcept
+    int lstat(const char *path, stat_t *result) noexcept
 
 cdef extern from "<fcntl.h>" nogil:
     struct flock_t "flock":

@@ -31,6 +31,7 @@ cdef class Attachment:
     cdef Unborn child              # the claims for a child, while a process with views forks
     cdef Listener listener         # the thread that listens for the event loops
     cdef uint64_t keeps            # generation + 1 in which view_keep was called; or 0
+    cdef uint64_t named            # generation + 1 in which a path was seen to name it; or 0
 
     def __cinit__(self):
         self.map.fd = -1
@@ -180,6 +181,15 @@ cdef attach(MapHandle handle):
         handle.map.ring_note = found.map.ring_note
         if handle.map.fd >= 0:
             close_fd(handle.map.fd)
+    share_of(handle, found)
+    state_lock()
+    handle.generation = process_generation
+    become_user(handle)
+    state_unlock()
+
+
+cdef share_of(MapHandle handle, Attachment found):
+    """What each handle has to find out or copy, whatever its attachment was used for before."""
     handle.map.fd = found.map.fd
     handle.map.file_read_only = found.map.file_read_only
     look_for_greenlets()
@@ -190,10 +200,6 @@ cdef attach(MapHandle handle):
             found.announce_reader(handle)
             if not fences_demand(&handle.map):
                 found.without_contexts = handle.map.peeks = True
-    state_lock()
-    handle.generation = process_generation
-    become_user(handle)
-    state_unlock()
 
 
 cdef bint reader_has_context(MapHandle handle) except -1:
@@ -224,7 +230,7 @@ cdef void become_user(MapHandle handle) noexcept:
     cdef Attachment used = <Attachment> handle.attachment
     if used.generation != process_generation:
         used.generation = process_generation
-        used.users = 0
+        used.users = used.named = 0
     used.users += 1
     handle.is_user = True
     if keeps_pins(used):
@@ -242,6 +248,19 @@ cdef void mark_leaving(Map *map, bint leaving) noexcept:
                           | (CLAIM_LEAVING if leaving else 0))
 
 
+def process_leaves():
+    """Note in all segments that this process is ending by itself: from now on it does not keep the
+    name of an ephemeral map, and once it is dead, it does not count as killed."""
+    cdef PyObject *at
+    state_lock()
+    at = attachments_first
+    while at != NULL:                          # each attachment once
+        (<Attachment> at).named = 0
+        mark_leaving(&(<Attachment> at).map, True)
+        at = (<Attachment> at).behind
+    state_unlock()
+
+
 cdef bint keeps_pins(Attachment attachment) noexcept:
     """Whether this process keeps its pins until it ends, and so its slot, which they name."""
     return attachment.keeps == process_generation + 1
@@ -254,6 +273,8 @@ cdef void attachment_leave(MapHandle handle) noexcept:
     if handle.is_user and handle.generation == process_generation:
         handle.is_user = False
         left.users -= 1
+        if left.users == 0:
+            left.named = 0
         if left.users == 0 and keeps_pins(left):
             mark_leaving(&left.map, True)
         elif left.users == 0:

@@ -2,9 +2,9 @@
 # Part of _core.pyx: what happens to views when their process forks. forking.pxd describes the
 # protocol.
 #
-# The public functions are called by the hooks that shmrhash/_map.py registers with os.fork(), which
-# let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the
-# views of its child, so the parent may reuse their bytes.
+# The public functions are called by the hooks that shmrhash/_lifetime.py registers with
+# os.fork(), which let one thread fork at a time. A C library that forks by itself calls no hook:
+# nothing pins the views of its child, so the parent may reuse their bytes.
 #
 # The walks hold the state lock (gil.h), and let no other thread run: so each view that they meet
 # exists, though its last reference may be gone. They count none themselves.
@@ -60,6 +60,18 @@ def views_after_fork_in_parent():
         unborn_release(&(<Attachment> at).map, &(<Attachment> at).child)
         at = (<Attachment> at).behind
     state_unlock()
+
+
+def locks_after_fork_in_child():
+    """In a child of fork: close the descriptors that would keep the parent's locks on its slots."""
+    cdef Attachment attachment
+    cdef PyObject *at = attachments_first
+    while at != NULL:                          # each attachment once
+        attachment = <Attachment> at
+        at = attachment.behind
+        if attachment.standing.lock_fd >= 0:
+            close_fd(attachment.standing.lock_fd)
+            attachment.standing.lock_fd = -1
 
 
 def views_after_fork_in_child(bint is_the_child):

@@ -46,20 +46,26 @@ cdef class MapCore(MapHandle):
     """
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
-                  timeout, bint without_trace=False, **_ignored):
+                  timeout, bint without_trace=False, owner=None, **_ignored):
         self.name = name
         self.map.path = strdup(path)
         self.map.read_only = self.map.file_read_only = read_only
         self.map.peeks = without_trace
         self.map.fd = fd                       # owned from here on
         self.map.timeout_ns = timeout_ns(timeout)
-        examine(self, fd)
-        attach(self)
+        if fd == REJOIN:
+            if not rejoin(self, <const char *> path, len(path), owner):
+                return                         # it stays closed
+        else:
+            examine(self, fd)
+            attach(self)
         flag_store(&self.closed_flag, False)
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
         self.writes_oddly = read_only or self.map.is_space or not self.map.use_membarrier
         if self.writes_oddly and not read_only:
             self.reads = READS_ANY             # keeps off store_word, which does not ask
+        if fd == REJOIN:
+            return                             # the process is registered, and met the dead before
         if not read_only:
             expect_registered(self)
             with nogil:
@@ -492,19 +498,10 @@ cdef class MapCore(MapHandle):
     def _path_bytes(self):
         return <bytes> self.map.path
 
-    def _leave_name(self):
-        """Note that this process is ending by itself: from now on it does not keep the name of an
-        ephemeral map, and once it is dead, it does not count as killed."""
-        if self.map.base != NULL:
-            state_lock()
-            mark_leaving(&self.map, True)
-            state_unlock()
-
-    def _forget_lock_descriptor(self):
-        """In a child of fork: close the descriptor that would keep the parent's lock."""
-        if self.standing != NULL and self.standing.lock_fd >= 0:
-            close_fd(self.standing.lock_fd)
-            self.standing.lock_fd = -1
+    def _note_name(self):
+        """Note that the handle's path was seen to name the map after the handle had attached, when
+        no removal of the name was under way (rejoining.pxi)."""
+        note_name(self)
 
     def _expect_writable(self):
         """Raise ReadOnlyMap if the handle may only read."""

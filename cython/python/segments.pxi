@@ -128,7 +128,7 @@ def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; None if the file
     is no segment of this version or cannot be read.
 
-    alive: how many processes live, without those at their end (_leave_name). dead: how many dead
+    alive: how many processes live, without those at their end (process_leaves). dead: how many dead
     ones still have slots, whether they were killed or ended. readers: whether a handle for reading
     is open. Raises SegmentCorrupt if the header is damaged.
     """

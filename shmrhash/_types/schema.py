@@ -7,10 +7,12 @@ can expire; a cache has the third, and the fourth if its entries can have tags (
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from shmrhash import _core
@@ -33,6 +35,7 @@ REMEDY_OF_DICT = (
     "unlink it"
 )
 _TIME_NAMESPACE = "/proc/self/timens_offsets"
+_RESTORED_MAX = 64  # some kilobytes each; a program has few types
 
 
 def clock_ahead_ns() -> int | None:
@@ -53,8 +56,10 @@ def clock_ahead_ns() -> int | None:
 
 def _expect_clock(record: dict[str, Any], name: str) -> None:
     """Refuse to judge deadlines by another clock than theirs. Raises LayoutMismatch."""
+    if record["ttl"] is None:
+        return
     made, here = record.get("clock", 0), clock_ahead_ns()
-    if record["ttl"] is not None and here not in (None, made):
+    if here not in (None, made):
         raise LayoutMismatch(
             f"segment {name!r} has deadlines by the clock of another time namespace, which is "
             f"{made} ns ahead of the machine's; this one is {here} ns ahead, and would take "
@@ -75,7 +80,7 @@ class Layout:
     ttl: float | None
     births: int
 
-    @property
+    @cached_property
     def places(self) -> tuple[tuple[int, int], ...]:
         """(kind, offset) of each special field."""
         kinds = [Kptr.kind] * self.key_by_reference
@@ -253,6 +258,33 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
         codecs.append(codec)
     births = births_of_record(record, name)
     return _schema_of(codecs[0], codecs[1], ttl_of_record(record, name), births)
+
+
+# What restored() made, by all that it depends on but the clock.
+_known: dict[tuple[Any, ...], tuple[Schema, dict[str, Any]]] = {}
+
+
+def restored(handle: Any, key: Any, value: Any, ttl: float | None) -> Schema:
+    """The schema for an unpickled handle of declared types, which must fit those of its segment.
+    Handles with the same types and the same ttl share it, so unpickling another one reads no JSON.
+
+    Raises what restore_schema() and with_ttl() raise.
+    """
+    place = handle.schema, type(key), key, type(value), value, ttl
+    try:
+        schema, record = _known[place]
+    except (KeyError, TypeError):  # TypeError: a declared type that has no hash
+        pass
+    else:
+        _expect_clock(record, handle.name)
+        return schema
+    record = read_schema(handle.schema, handle.name)
+    schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
+    with contextlib.suppress(TypeError):
+        if len(_known) >= _RESTORED_MAX:
+            _known.clear()
+        _known[place] = schema, record
+    return schema
 
 
 @dataclass(frozen=True)
