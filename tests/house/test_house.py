@@ -45,8 +45,8 @@ LAYERS = {
         *("listener", "attach", "check_objects", "check"),
     ],
     "python": [
-        *("segments", "handle", "greenlets", "attachment", "entering", "raising", "waiting"),
-        *("sweeping", "evicting"),
+        *("segments", "handle", "greenlets", "attachment", "rejoining", "entering"),
+        *("raising", "waiting", "sweeping", "evicting"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
         *("notifying", "watching", "ringing", "privates", "cells", "showing", "circles"),
