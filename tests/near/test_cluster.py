@@ -428,7 +428,7 @@ def test_a_slot_moves_with_its_keys_and_a_node_joins(cluster, client, near):
 
 def test_a_source_of_a_cluster_raises_what_its_client_would(cluster, map_name, client):
     source, another = ClusterSource(client, ["k"]), ClusterSource(client, ["k"])
-    state = State(map_name, 10, 1 << 16, 0o600)
+    state = State(map_name, 10, 1 << 20, 0o600)
     try:
         source.attach(state)
         probe = source.probe()

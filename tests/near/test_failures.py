@@ -440,9 +440,9 @@ def test_a_jump_of_the_servers_clock_makes_no_value_old(
 def test_a_near_cache_without_room_returns_what_the_server_has(server, client, map_name):
     """Values that do not fit are returned but not kept, or evict others."""
     keys = [f"k{number}" for number in range(100)]
-    values = {key: key.encode() * 500 for key in keys} | {"k-large": bytes(1 << 20)}
+    values = {key: key.encode() * 3_000 for key in keys} | {"k-large": bytes(1 << 20)}
     client.mset(values)
-    with near_of(server.path, map_name, max_stale=LONG, max_bytes=1 << 16) as near:
+    with near_of(server.path, map_name, max_stale=LONG, max_bytes=900_000) as near:
         assert near.ready(PATIENCE_S)
         for _ in range(2):
             assert near.get_many(values) == values

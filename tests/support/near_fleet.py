@@ -115,7 +115,7 @@ class Fleet:
             name=f"{self.name}-{at}",
             max_stale=self.plan.max_stale,
             max_entries=100,
-            max_bytes=1 << 16,
+            max_bytes=1 << 20,
         )
 
     def sail(self, host):
