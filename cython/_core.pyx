@@ -35,7 +35,7 @@ from machine.gil cimport (
     state_unlock,
 )
 from machine.system cimport (
-    close as close_fd, fstat, lstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK,
+    close as close_fd, fstat, geteuid, lstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK,
     MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE,
     futex_sleep,
 )

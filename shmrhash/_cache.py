@@ -159,7 +159,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         kept, nor are arrays, which are not copied anyway.
 
         Raises LayoutMismatch (also if a dict or map has this name), TypeError, InvalidArgument
-        (max_bytes is too small for max_entries, or for any cache: the least is about 800 KiB),
+        (max_bytes is too small: the least is 0.8 to 1.5 MB, and 5 bytes for each of max_entries),
         ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
         PermissionDenied, Unsupported.
         """

@@ -22,6 +22,8 @@ from shmrhash._constants import (
     BPF_F_WRONLY_PROG,
     BPF_F_ZERO_SEED,
     CACHE_BYTES,
+    CACHE_ENTRY_BYTES,
+    ENTRIES_MAX,
     PAGE_BYTES,
 )
 from shmrhash._errors import InvalidArgument, TooLarge
@@ -40,12 +42,12 @@ _FLAGS_KNOWN = (
 )
 _KEY_BYTES_MAX = 65535
 _PAIR_SIZE_LIMIT = (4 << 20) - 48  # KMALLOC_MAX_SIZE less the kernel's struct htab_elem
-_ENTRIES_MAX = 1 << 31
 _PRESIZE_MAX = 65535
 _MAX_BYTES_LEAST = 64 << 20
 _MAX_BYTES_USABLE = 64 << 10
 _MAX_BYTES_DEFAULT = 640 << 20  # at most: it reserves 62 GiB of addresses, of some 128 TiB
 _DEPOTS_MIN = 2
+_LEAST_TURNS = 8  # each adds a fifteenth of what the one before has added
 _DEPOTS_MAX = 256
 
 
@@ -103,7 +105,7 @@ def checked_sizes(
     pair = sizes.key_size + sizes.value_size
     if pair >= _PAIR_SIZE_LIMIT:
         raise TooLarge(f"key_size + value_size must be below {_PAIR_SIZE_LIMIT} bytes, not {pair}")
-    if sizes.max_entries > _ENTRIES_MAX:
+    if sizes.max_entries > ENTRIES_MAX:
         raise TooLarge(f"max_entries is at most 2**31, not {sizes.max_entries}")
     return sizes
 
@@ -137,19 +139,7 @@ def make_segment(
     has_tags = Tags.kind in kinds
     if len(schema) > _core.SCHEMA_BYTES_MAX:
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
-    depots = _depot_count()
-    if is_cache:
-        limit, depots = _cache_bytes(name, sizes, depots, max_bytes, has_tags)
-    else:
-        limit = _object_bytes(name, places, max_bytes)
-    size = _core.segment_bytes(
-        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache, has_tags
-    )
-    if size is None:
-        raise TooLarge(
-            f"{sizes.max_entries} entries of {sizes.key_size} + {sizes.value_size} bytes, and "
-            f"{limit} bytes of objects, exceed the address space"
-        )
+    size, limit, depots = _bytes_of(name, sizes, places, max_bytes, is_cache, has_tags)
     fd = create_file(name, size, mode)
     try:
         _core.segment_prepare(
@@ -172,6 +162,47 @@ def make_segment(
         os.close(fd)
         raise
     return fd
+
+
+def expect_possible(
+    name: str,
+    key_size: int,
+    value_size: int,
+    places: list[tuple[int, int]],
+    max_entries: int,
+    max_bytes: int | None,
+) -> None:
+    """Raise what make_segment() would raise for these numbers, before anything is made or removed.
+    The rest is as for make_segment()."""
+    sizes = checked_sizes(key_size, value_size, max_entries, BPF_F_NO_PREALLOC, 0)
+    kinds = {kind for kind, _ in places}
+    _bytes_of(name, sizes, places, max_bytes, Birth.kind in kinds, Tags.kind in kinds)
+
+
+def _bytes_of(
+    name: str,
+    sizes: Sizes,
+    places: list[tuple[int, int]],
+    max_bytes: int | None,
+    is_cache: bool,
+    has_tags: bool,
+) -> tuple[int, int, int]:
+    """The size of a segment's file, its max_bytes (0: no objects), and its depots. Raises
+    InvalidArgument, TooLarge."""
+    depots = _depot_count()
+    if is_cache:
+        limit, depots = _cache_bytes(name, sizes, depots, max_bytes, has_tags)
+    else:
+        limit = _object_bytes(name, places, max_bytes)
+    size = _core.segment_bytes(
+        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache, has_tags
+    )
+    if size is None:
+        raise TooLarge(
+            f"{sizes.max_entries} entries of {sizes.key_size} + {sizes.value_size} bytes, and "
+            f"{limit} bytes of objects, exceed the address space"
+        )
+    return size, limit, depots
 
 
 def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | None) -> int:
@@ -200,19 +231,33 @@ def _cache_bytes(
     """
     limit = CACHE_BYTES if max_bytes is None else max(0, _addressable(max_bytes))
     limit -= limit % PAGE_BYTES
-    shape = sizes.key_size, sizes.value_size, sizes.max_entries
-    least, entries = _core.cache_bytes(*shape, depots, limit, has_tags)
+    derived = sizes.max_entries == max(1, limit // CACHE_ENTRY_BYTES)
+
+    def bytes_with(depots: int, entries: int = sizes.max_entries) -> tuple[int, int]:
+        # PAGE_BYTES: with 0 bytes a map would have no objects
+        return _core.cache_bytes(
+            sizes.key_size, sizes.value_size, entries, depots, max(limit, PAGE_BYTES), has_tags
+        )
+
+    least, entries = bytes_with(depots)
     if max_bytes is None:  # beside all entries that the maker wants
         return limit + entries, depots
     while limit - limit // 8 < least and depots > _DEPOTS_MIN:  # at most 7 turns
         depots //= 2
-        least, _ = _core.cache_bytes(*shape, depots, limit, has_tags)
-    if limit < least:
+        least, _ = bytes_with(depots)
+    if limit >= least:
+        return limit, depots
+    if not derived:
         raise InvalidArgument(
             f"cache {name!r}: max_bytes={max_bytes} is too little for a cache of max_entries="
             f"{sizes.max_entries}, which needs {least} at least: give more, or fewer entries"
         )
-    return limit, depots
+    for _ in range(_LEAST_TURNS):  # more bytes have more entries, which take some of them
+        least, _ = bytes_with(_DEPOTS_MIN, least // CACHE_ENTRY_BYTES)
+    raise InvalidArgument(
+        f"cache {name!r}: max_bytes={max_bytes} is too little for such a cache, which needs "
+        f"{least} at least"
+    )
 
 
 def _addressable(max_bytes: object) -> int:

@@ -150,7 +150,7 @@ class MapBusy(LockTimeout):
 
 
 class OutOfMemory(SegmentFull):
-    """The objects of the map would take more than its max_bytes.
+    """The objects of the map, or all parts of a cache, would take more than its max_bytes.
 
     Nothing changed. ``errno`` is ENOMEM.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from shmrhash import _segment
 from shmrhash._constants import PAGE_BYTES, RACES_MAX
-from shmrhash._creation import whole_pages
+from shmrhash._creation import expect_possible, whole_pages
 from shmrhash._errors import (
     InvalidArgument,
     LayoutMismatch,
@@ -67,12 +67,13 @@ def open_or_create(
             start(handle, _expect_types(handle, schema, limits, is_cache))
             return
         except LayoutMismatch:
-            replaced = (
-                if_different == "replace"
-                and handle._is_cache == is_cache
-                and _remove_replaced(handle)
-            )
-            handle.close()
+            replaced = False
+            try:
+                if if_different == "replace" and handle._is_cache == is_cache:
+                    _expect_possible(name, new_schema, new_limits)
+                    replaced = _remove_replaced(handle)
+            finally:
+                handle.close()
             if not replaced:
                 raise
         except BaseException:
@@ -85,6 +86,19 @@ def expect_if_different(if_different: str) -> None:
     """Raises InvalidArgument if it is neither "raise" nor "replace"."""
     if if_different not in ("raise", "replace"):
         raise InvalidArgument(f"if_different must be 'raise' or 'replace', not {if_different!r}")
+
+
+def _expect_possible(name: str, schema: Schema, limits: Limits) -> None:
+    """Refuse limits with which create_map() would fail, before another map is removed."""
+    max_entries, max_bytes = limits
+    expect_possible(
+        name,
+        schema.key.size,
+        schema.value_size,
+        list(schema.places),
+        _MAX_ENTRIES if max_entries is None else max_entries,
+        max_bytes if schema.has_objects or schema.births else None,
+    )
 
 
 def create_map(name: str, schema: Schema, limits: Limits, **options: Any) -> RHashMap:

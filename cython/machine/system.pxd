@@ -34,6 +34,7 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd) noexcept
     int getpid() noexcept
+    uint32_t geteuid() noexcept
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(

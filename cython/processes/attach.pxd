@@ -90,7 +90,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     MORE_MAX = 446             # idle contexts that fit into Local.more
-    MORE_SHARE = 64            # a process keeps this part of all contexts idle: others need them
+    MORE_SHARE = 512           # a process keeps this part of all contexts idle, beside one
     CONTEXTS_KEPT_BACK = 8     # and this part of them is for operations that keep none
 
 

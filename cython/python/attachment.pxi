@@ -32,6 +32,7 @@ cdef class Attachment:
     cdef Listener listener         # the thread that listens for the event loops
     cdef uint64_t keeps            # generation + 1 in which view_keep was called; or 0
     cdef uint64_t named            # generation + 1 in which a path was seen to name it; or 0
+    cdef uint32_t named_by         # the effective user who opened it then
 
     def __cinit__(self):
         self.map.fd = -1

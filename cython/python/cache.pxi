@@ -231,9 +231,9 @@ cdef class CacheCore(DictHandle):
 
         Computations may ask for other keys. A key that this thread computes already, or whose
         computation waits for this thread, is computed without waiting, and its result is not stored
-        by this call; the same holds if every entry of the cache is being computed, or so many that
-        seven eighths of its contexts are in use (info()["contexts_max"]). Computations that wait
-        for each other by way of two caches wait for wait seconds.
+        by this call; the same holds if every entry of the cache is being computed, or if seven
+        eighths of its contexts (info()["contexts_max"]) are in use or kept by processes.
+        Computations that wait for each other by way of two caches wait for wait seconds.
 
         Costs a get() if the key has a value, and otherwise about three stores. Raises what
         function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, stale, early,

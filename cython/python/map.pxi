@@ -113,7 +113,8 @@ cdef class MapCore(MapHandle):
 
     @property
     def max_bytes(self):
-        """Bytes of memory that the map's objects may take; 0: the map has no objects."""
+        """Bytes of memory that the map's objects may take, or, of a cache, its whole segment; 0: the
+        map has no objects."""
         return self.map.max_bytes
 
     @property

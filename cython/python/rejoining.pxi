@@ -5,7 +5,7 @@
 # removal of names (_segment.py) is waited for. A process that has an attachment which its other
 # handles use needs one, lstat, which says what file the path names now, and whose it is.
 # Geometry, mapping and descriptor are the attachment's. Only handles for reading and writing are
-# made so.
+# made so, and only for the user who opened the file: the permissions are not asked for again.
 #
 # An ephemeral map's name is removed by a process that has seen that no other one holds the map.
 # That the name does not go away between lstat and the return follows from Attachment.named. It
@@ -25,6 +25,7 @@ cdef void note_name(MapHandle handle) noexcept:
     if handle.is_user and handle.generation == process_generation:
         used = <Attachment> handle.attachment
         used.named = process_generation + 1
+        used.named_by = geteuid()
     state_unlock()
 
 
@@ -37,6 +38,7 @@ cdef inline bint can_rejoin(Attachment attachment, const stat_t *status) noexcep
             and not attachment.map.read_only and not attachment.asked_peeks
             and not attachment.without_contexts
             and attachment.named == process_generation + 1
+            and attachment.named_by == geteuid()
             and attachment.generation == process_generation
             and attachment.users > 0 and attachment.map.local.registered)
 

@@ -7,7 +7,6 @@ can expire; a cache has the third, and the fourth if its entries can have tags (
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -270,17 +269,17 @@ def restored(handle: Any, key: Any, value: Any, ttl: float | None) -> Schema:
 
     Raises what restore_schema() and with_ttl() raise.
     """
-    place = handle.schema, type(key), key, type(value), value, ttl
-    try:
-        schema, record = _known[place]
-    except (KeyError, TypeError):  # TypeError: a declared type that has no hash
-        pass
-    else:
+    # Other declared types may be equal and different: NumPy's with and without a class for records.
+    shared = all(one is None or isinstance(one, type) for one in (key, value))
+    place = handle.schema, key, value, ttl
+    known = _known.get(place) if shared else None
+    if known is not None:
+        schema, record = known
         _expect_clock(record, handle.name)
         return schema
     record = read_schema(handle.schema, handle.name)
     schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
-    with contextlib.suppress(TypeError):
+    if shared:
         if len(_known) >= _RESTORED_MAX:
             _known.clear()
         _known[place] = schema, record

@@ -332,3 +332,40 @@ def test_threads_that_unpickle_and_close_always_find_the_map(make_map, duration)
     with pickle.loads(text) as last:
         assert last.info()["processes"] == 1
         last.check()
+
+
+class Named(RHashMap):
+    """A class of a program with an __init__ of its own."""
+
+    def __init__(self, fd, name, path, read_only, timeout, **more):
+        super().__init__(fd, name, path, read_only, timeout, **more)
+        self.label = f"map {name}"
+
+
+def test_a_derived_class_is_initialized_as_when_it_is_opened(make_map, opened):
+    m = make_map()
+    opened.clear()
+
+    with Named.open(m.name) as named:
+        first = again(named)
+        assert opened == [m.name]
+        assert (first.label, first.name) == (f"map {m.name}", m.name)
+        first.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the user")
+def test_another_user_is_not_given_what_the_file_forbids(make_map):
+    """A process that has changed its user opens the file, whose mode says who may."""
+    m = make_map(mode=0o600)
+    pickled = pickle.dumps(m)
+
+    def as_nobody():
+        os.setegid(65534)
+        os.seteuid(65534)
+        try:
+            pickle.loads(pickled)
+        except shmrhash.PermissionDenied:
+            return "denied"
+        return "given"
+
+    assert in_child(lambda: (again(m).close(), as_nobody())[1]) == "denied"

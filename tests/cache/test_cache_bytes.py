@@ -11,7 +11,15 @@ from support.caches import cache_options, least_bytes
 from support.children import Child, kill
 from support.workers import run_together
 
-from shmrhash import Cache, InvalidArgument, LayoutMismatch, SharedDict, TooManyProcesses
+from shmrhash import (
+    Cache,
+    InvalidArgument,
+    LayoutMismatch,
+    SharedDict,
+    TooLarge,
+    TooManyProcesses,
+)
+from shmrhash._cachelimits import limits_if_made
 
 MIB = 1 << 20
 
@@ -227,6 +235,36 @@ def test_a_small_cache_fits_on_a_machine_with_many_cpus(make_cache, map_name, mo
 def test_no_cache_has_so_few_bytes(map_name, bad):
     with pytest.raises(InvalidArgument, match=f"max_bytes={bad} is too little"):
         Cache(map_name, max_bytes=bad)
+
+
+def test_the_least_that_an_error_names_is_enough(make_cache):
+    """Without max_entries, more bytes have more entries, which take some of the bytes."""
+    for tags in (False, True):
+        with pytest.raises(InvalidArgument, match="such a cache, which needs") as caught:
+            Cache("never-made", max_bytes=1, tags=tags)
+        least = int(str(caught.value).split("needs ")[1].split()[0])
+
+        cache = make_cache(key=int, value=bytes, max_bytes=least, tags=tags)
+
+        assert turn_over(cache, 2_000, 2) <= least < 2 * MIB
+        assert cache.stats().rejected == 0
+
+
+def test_a_cache_is_not_replaced_by_one_that_cannot_be_made(make_cache):
+    cache = make_cache(key=int, value=int, max_bytes=4 * MIB)
+    cache.set(1, 2)
+
+    for bad in ({"max_bytes": 100}, {"max_bytes": 500_000}, {"max_entries": 1 << 32}):
+        with pytest.raises((InvalidArgument, TooLarge)):
+            Cache(cache.name, key=int, value=int, **bad)
+
+    with Cache(cache.name, key=int, value=int) as again:
+        assert again.get(1) == 2
+
+
+def test_max_bytes_of_any_machine_leave_max_entries_possible():
+    assert limits_if_made(None, 300 << 30) == (1 << 31, 300 << 30)
+    assert limits_if_made(None, 64 << 20) == (1 << 19, 64 << 20)
 
 
 def test_a_value_larger_than_all_bytes_evicts_nothing(make_cache):

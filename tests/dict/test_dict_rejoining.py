@@ -126,3 +126,18 @@ def test_shared_types_are_few(make_dict, monkeypatch):
     for ttl in range(1, 200):
         assert schema.restored(d.handle, str, int, ttl).ttl == ttl
         assert 1 <= len(known) <= schema._RESTORED_MAX
+
+
+def test_types_that_are_equal_and_differ_are_not_shared(map_name):
+    """NumPy's dtype of records equals the one without their class."""
+    numpy = pytest.importorskip("numpy")
+    plain = numpy.dtype([("a", "<i4"), ("b", "<i4")])
+    records = numpy.dtype((numpy.record, plain))
+    assert plain == records
+
+    with SharedDict(map_name, key=int, value=plain, max_entries=8) as first:
+        with SharedDict(map_name, key=int, value=records) as second:
+            first[1] = numpy.array((3, 4), plain)[()]
+            assert type(first[1]) is type(again(first)[1]) is numpy.void
+            assert type(second[1]) is type(again(second)[1]) is numpy.record
+        first.unlink()

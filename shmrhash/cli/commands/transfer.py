@@ -190,7 +190,9 @@ def _target(
 @click.option("--keep", is_flag=True, help="Keep the values of keys that are in the map already.")
 @click.option("--entries", type=click.IntRange(1), help="max_entries of a new map.")
 @click.option(
-    "--max-bytes", type=click.IntRange(1), help="max_bytes of a new map: the limit of its objects."
+    "--max-bytes",
+    type=click.IntRange(1),
+    help="max_bytes of a new map: of its objects; of a cache, of all of it.",
 )
 @click.option(
     "--key-size",
