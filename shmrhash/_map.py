@@ -263,7 +263,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         """A handle for reading and writing that shares what another handle of this process has of
         the file that path names now; None if there is no such handle."""
         raw = os.fsencode(path)
-        handle = cls.__new__(cls, _core.REJOIN, plain, raw, False, timeout, owner=owner)
+        handle: RHashMap = cls.__new__(cls, _core.REJOIN, plain, raw, False, timeout, owner=owner)
         if handle.closed:
             return None
         handle.__init__(_core.REJOIN, plain, raw, False, timeout, owner=owner)  # type: ignore[misc]

@@ -113,7 +113,7 @@ cdef class MapCore(MapHandle):
 
     @property
     def max_bytes(self):
-        """Bytes of memory that the map's objects may take, or, of a cache, its whole segment; 0: the
+        """Bytes of memory that the map's objects may take, or the whole segment of a cache; 0: the
         map has no objects."""
         return self.map.max_bytes
 
