@@ -100,7 +100,7 @@ class OnCache(Scenario):
 
     @contextlib.contextmanager
     def made(self, name):
-        options = {"key": bytes, "value": bytes, "max_entries": ROOM, "max_bytes": 1 << 20}
+        options = {"key": bytes, "value": bytes, "max_entries": ROOM, "max_bytes": 2 << 20}
         options["tags"] = self.tags
         with Cache(name, **options) as cache:
             try:
